@@ -1,0 +1,1285 @@
+#!/usr/bin/env python3
+"""Collect Cisco Duo's audit logs as JSON lines.
+
+The collector signs requests to Duo's Admin API, reads the authentication, administrator and
+telephony logs (activity, offline_enrollment and trust_monitor too, by name), each from its own
+checkpoint, and writes every event as a line of JSON to stdout, for a log shipper to pick up:
+
+    duo_collector.py --check      do the host, the keys and the permission work?
+    duo_collector.py --once       one pass until caught up, then exit: for cron or a timer
+    duo_collector.py              a pass, a pause, a pass, until SIGTERM or SIGINT
+    duo_collector.py --status     where has each log type got to?
+
+The promise: every event that Duo publishes is written at least once, and twice only where the
+process was killed between writing a page and saving its checkpoint. So a page is written and
+flushed first, then the checkpoint is saved; and as Duo publishes some events late, each pass reads
+a little of the past again, and drops what was written before.
+
+The file reads in the order in which data flows: log types, settings, signing, requests, pages,
+windows, checkpoints, output, pace, the pass, the command line. Inside, a time is in milliseconds
+since 1970, a duration says its unit in its name; units are converted where data comes in or goes out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import email.utils
+import fcntl
+import hashlib
+import hmac
+import io
+import json
+import logging
+import os
+import random
+import re
+import select
+import signal
+import stat
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar
+from urllib.parse import quote, urlsplit
+
+if TYPE_CHECKING:  # at run time it is imported where it is needed: it takes longer than all of --status
+    import requests
+
+__version__ = "1.0.0"
+T = TypeVar("T")
+log = logging.getLogger("duo_collector")
+
+
+class CollectorError(Exception):
+    """Ends the process: the line for the user, and the exit status."""
+
+    def __init__(self, line: str, status: int) -> None:
+        super().__init__(line)
+        self.status = status
+
+
+class GaveUp(Exception):
+    """Ends one log type's pass; the next pass tries again."""
+
+    status = 75
+
+
+class Refused(GaveUp):
+    """Duo refuses the credentials, the permission or the log type."""
+
+    status = 77
+
+
+class BadRequest(GaveUp):
+    """Duo answers 400: to the parameters, or to a cursor that it has forgotten."""
+
+
+class Failed(Exception):
+    """A request failed in passing: no connection, no answer in time, a 5xx, nonsense."""
+
+    status = 75
+    patience_s = 30  # after so long with nothing else the log type is given up for this pass
+
+    def __init__(self, reason: str, retry_after_s: float = 0) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+class Limited(Failed):
+    """Duo answers 429: too many requests."""
+
+    patience_s = 300
+
+
+# Log types
+
+
+@dataclass(frozen=True)
+class LogType:
+    """One of Duo's logs: all in which it differs from the others. Source: duo.com/docs/adminapi#logs."""
+
+    name: str
+    path: str
+    since_key: str  # in the environment and in the checkpoint file
+    unit_ms: int  # of Duo's bounds and of the checkpoint: 1 (13 digits) or 1000 (10 digits)
+    list_key: str  # the member of the answer that holds the events
+    time_field: str  # ISO 8601, or a number in the unit
+    id_field: str | None = None  # None: an event is known by its content
+    page_size: int = 1000
+    cursor: str | None = None  # the parameter that asks for the next page; None: a later mintime does
+    sort: str | None = None  # where a log can be sorted, newest first is the default
+    kept_days: int | None = None  # an earlier mintime is answered with 400; None: any is taken
+    delay_ms: int = 120_000  # Duo shows nothing younger; who asks for it loses what is published in between
+
+    @property
+    def ordered(self) -> bool:
+        """Whether no page holds events older than those of the page before it."""
+        return self.sort is not None or self.cursor is None
+
+    def parse_since(self, text: str) -> int:
+        """Read a since time in this log type's unit, as ms. Raises ValueError."""
+        digits = 10 if self.unit_ms == 1000 else 13
+        if not re.fullmatch(f"[1-9][0-9]{{{digits - 1}}}", text):
+            unit = "seconds" if digits == 10 else "milliseconds"
+            raise ValueError(f"write {unit} since 1970, {digits} digits such as {SEED_MS // self.unit_ms}")
+        return int(text) * self.unit_ms
+
+
+MS, SECONDS = 1, 1000
+SEED_MS = 1661022959934  # 2022-08-20: where collection starts unless told otherwise
+
+LOG_TYPES = {
+    log_type.name: log_type
+    for log_type in (
+        LogType("authentication", "/admin/v2/logs/authentication", "AUTH_SINCE_TIME", MS, "authlogs",
+                "isotimestamp", "txid", cursor="next_offset", sort="ts:asc", kept_days=180),
+        LogType("administrator", "/admin/v1/logs/administrator", "ADMIN_SINCE_TIME", SECONDS, "response",
+                "timestamp"),
+        LogType("telephony", "/admin/v2/logs/telephony", "TELEPHONY_SINCE_TIME", MS, "items",
+                "ts", "telephony_id", cursor="next_offset", sort="ts:asc", kept_days=180),
+        LogType("activity", "/admin/v2/logs/activity", "ACTIVITY_SINCE_TIME", MS, "items",
+                "ts", "activity_id", cursor="next_offset", sort="ts:asc", kept_days=180),
+        LogType("offline_enrollment", "/admin/v1/logs/offline_enrollment", "OFFLINE_ENROLLMENT_SINCE_TIME",
+                SECONDS, "response", "timestamp"),
+        LogType("trust_monitor", "/admin/v1/trust_monitor/events", "TRUST_MONITOR_SINCE_TIME", MS, "events",
+                "surfaced_timestamp", "sekey", page_size=200, cursor="offset", kept_days=180),
+    )
+}  # fmt: skip
+DEFAULT_LOG_TYPES = "authentication,administrator,telephony"
+
+
+# Settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a run is told, checked."""
+
+    base_url: str
+    host: str  # lower case, no port: what is signed, and what every event carries
+    integration_key: str
+    secret_key: str = field(repr=False)
+    log_types: tuple[LogType, ...]
+    checkpoint_file: str
+    seeds: Mapping[LogType, int]  # ms
+    since_ms: int | None
+    interval_s: float
+    requests_per_minute: float
+    lookback_ms: int
+
+
+def load_env_file(path: str, required: bool) -> None:
+    """Put the settings of a .env file into the environment; what is there already wins. Raises CollectorError."""
+    from dotenv import dotenv_values
+
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            values = dotenv_values(stream=io.StringIO(file.read()), interpolate=False)
+            mode = os.fstat(file.fileno()).st_mode
+    except FileNotFoundError:
+        if required:
+            raise CollectorError(f"--env-file {path}: there is no such file", 78) from None
+        return
+    except (OSError, ValueError) as error:
+        raise CollectorError(f"settings file {path} cannot be read: {error}", 78) from None
+    if stat.S_ISREG(mode) and mode & 0o077:
+        log.warning("%s can be read by other users, and may hold the secret key: chmod 600 it", path)
+    for name, value in values.items():
+        if value is not None and "\0" not in value:
+            os.environ.setdefault(name, value)
+
+
+def load_settings(options: argparse.Namespace, environ: Mapping[str, str], now_ms: int) -> Settings:
+    """Check all that a run needs: an option before its variable before the default. Raises CollectorError."""
+
+    def setting(variable: str, default: str, parse: Callable[[str], T], option: str = "") -> T:
+        given = getattr(options, option[2:].replace("-", "_")) if option else None
+        text = given if given is not None else environ.get(variable) or default
+        try:
+            return parse(text)
+        except ValueError as wrong:
+            label, status = (variable, 78) if given is None else (option, 2)
+            found = f"is {text!r}" if text else "is not set" if given is None else "is empty"
+            raise CollectorError(f"{label} {found}: {wrong}", status) from None
+
+    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "checkpoints.json")
+    online = not options.status  # --status makes no request, so it needs no host and no keys
+    base_url, host = setting("DUO_API_HOST", "", parse_host) if online else ("", "")
+    return Settings(
+        base_url=base_url,
+        host=host,
+        integration_key=parse_key("DUO_INTEGRATION_KEY", environ.get("DUO_INTEGRATION_KEY", "")) if online else "",
+        secret_key=load_secret_key(environ) if online else "",
+        log_types=setting("DUO_LOG_TYPES", DEFAULT_LOG_TYPES, parse_log_types, "--log-types"),
+        checkpoint_file=setting("DUO_CHECKPOINT_FILE", beside, parse_path, "--checkpoint-file"),
+        seeds={row: setting(row.since_key, str(SEED_MS // row.unit_ms), row.parse_since) for row in LOG_TYPES.values()},
+        since_ms=None if options.since is None else setting("", "", lambda text: parse_since(text, now_ms), "--since"),
+        interval_s=setting("DUO_INTERVAL", "300", number("seconds", 0.01, 86_400), "--interval"),
+        requests_per_minute=setting("DUO_REQUESTS_PER_MINUTE", "50", number("requests", 0.1, 1_000_000)),
+        lookback_ms=int(setting("DUO_LOOKBACK", "300", number("seconds", 0, 86_400)) * 1000),
+    )
+
+
+def parse_host(text: str) -> tuple[str, str]:
+    """Read DUO_API_HOST as (base URL, host name). Raises ValueError."""
+    scheme, _, rest = text.rpartition("://")
+    match = re.fullmatch(r"([A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[::1\])(:[0-9]{1,5})?", rest)
+    if scheme not in ("https", "http", "") or not match:
+        raise ValueError("write https://api-XXXXXXXX.duosecurity.com, the API hostname with nothing after it")
+    name, port = match[1].lower(), match[2] or ""
+    loopback = re.fullmatch(r"localhost|127(\.[0-9]{1,3}){3}|\[::1\]", name)
+    if scheme == "http" and not loopback:
+        raise ValueError("write https://; plain http:// is for a loopback address only")
+    if port and not loopback:
+        raise ValueError(f"write it without {port}; Duo answers on the standard port")
+    return f"{scheme or 'https'}://{name}{port}", name.strip("[]")
+
+
+def parse_key(label: str, text: str) -> str:
+    """Check a key for what copying most often adds to it, without showing it. Raises CollectorError."""
+    if not text:
+        raise CollectorError(f"{label} is not set: write the key of the Admin API application", 78)
+    for found, pattern in (
+        ("a space or line break at its start or end", r"\s.*|.*\s"),
+        ("quotes in it", r".*[\"'`].*"),
+        ("a space or line break in it", r".*\s.*"),
+        ("characters in it that no Duo key has", r".*[^!-~].*"),
+    ):
+        if re.fullmatch(pattern, text, re.DOTALL):
+            raise CollectorError(f"{label} has {found}: write the bare key, as the Duo Admin Panel shows it", 78)
+    return text
+
+
+def load_secret_key(environ: Mapping[str, str]) -> str:
+    """The key in the file that DUO_SECRET_KEY_FILE names, or else DUO_SECRET_KEY. Raises CollectorError."""
+    path = environ.get("DUO_SECRET_KEY_FILE")
+    if not path:
+        return parse_key("DUO_SECRET_KEY", environ.get("DUO_SECRET_KEY", ""))
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(10_000)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise CollectorError(f"DUO_SECRET_KEY_FILE {path} cannot be read: {reason}", 78) from None
+    return parse_key(f"the key in DUO_SECRET_KEY_FILE {path}", text[:-1] if text.endswith("\n") else text)
+
+
+def parse_log_types(text: str) -> tuple[LogType, ...]:
+    """Read a comma-separated list of log types. Raises ValueError."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(name in LOG_TYPES for name in names):
+        raise ValueError("write one or more of " + ",".join(LOG_TYPES))
+    return tuple(LOG_TYPES[name] for name in dict.fromkeys(names))
+
+
+def parse_path(text: str) -> str:
+    """Read a path, links followed: what a link names is to be replaced, not the link. Raises ValueError."""
+    if not text or "\0" in text:
+        raise ValueError("write the path of a file")
+    return os.path.realpath(text)
+
+
+def number(unit: str, least: float, most: float) -> Callable[[str], float]:
+    """A parser of plain decimal numbers from `least` to `most`, which raises ValueError."""
+
+    def parse(text: str) -> float:
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or not least <= float(text) <= most:
+            raise ValueError(f"write a number of {unit} from {least:g} to {most:,.0f}")
+        return float(text)
+
+    return parse
+
+
+DAY_MS = 86_400_000
+AGES_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def parse_since(text: str, now_ms: int) -> int:
+    """Read --since (ISO 8601, UTC unless it says otherwise; an age; or now) as ms. Raises ValueError."""
+    age = re.fullmatch(r"([0-9]{1,7})([smhdw])", text)
+    since_ms = now_ms - int(age[1]) * AGES_MS[age[2]] if age else now_ms if text == "now" else parse_iso(text)
+    if since_ms is None:
+        raise ValueError("write a time as 2026-11-01 or 2026-11-01T08:00Z, an age as 90m, 24h or 7d, or now")
+    if since_ms > now_ms:
+        raise ValueError(f"that is {duration(since_ms - now_ms)} ahead of now")
+    return max(int(since_ms), 10**12)  # 2001, before Duo was; an earlier time has too few digits for the file
+
+
+def parse_iso(text: str) -> float | None:
+    """Read an ISO 8601 time as ms, UTC unless it says otherwise; None when it is none."""
+    try:
+        parsed = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)  # 3.10 knows no Z
+        return ((parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)) - EPOCH) / timedelta(milliseconds=1)
+    except (ValueError, OverflowError):
+        return None
+
+
+def iso(time_ms: float) -> str:
+    """A time for people: UTC, whole seconds."""
+    return (EPOCH + timedelta(seconds=time_ms // 1000)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def duration(length_ms: float) -> str:
+    """A duration for people, in its two largest units: 3 d 4 h, 5 min 10 s."""
+    seconds, parts = int(length_ms // 1000), []
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, seconds = divmod(seconds, size)
+        parts += [f"{count:,} {unit}"] if count else []
+    return " ".join(parts[:2]) or "0 s"
+
+
+def counted(count: int, noun: str) -> str:
+    """1 event, 1,203 events."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+# Signing
+
+
+def canonical_query(parameters: Mapping[str, str]) -> str:
+    """The query string that Duo signs: percent-encoded as in RFC 3986, sorted by encoded name.
+
+    It is sent as it is signed, so that nothing between the two can differ.
+    """
+    encoded = ((quote(name, "~"), quote(text, "~")) for name, text in parameters.items())
+    return "&".join(f"{name}={text}" for name, text in sorted(encoded))
+
+
+SHA512_OF_NOTHING = hashlib.sha512(b"").hexdigest()
+
+
+@dataclass(frozen=True)
+class DuoSignature:
+    """Signs a prepared GET as Duo's own client does: HMAC-SHA512, signature version 5.
+
+    requests calls it, as its auth object, last before sending; having one, it does not look into
+    .netrc. Source: duo.com/docs/adminapi#authentication, and client.py of duo_client.
+    """
+
+    integration_key: str
+    secret_key: str = field(repr=False)
+    host: str
+    date: str  # RFC 2822; Duo refuses one more than five minutes off, so each request has its own
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        url = urlsplit(request.url or "")
+        body = headers = SHA512_OF_NOTHING  # a GET has no body, and we send no X-Duo-* header
+        lines = (self.date, request.method or "", self.host.lower(), url.path, url.query, body, headers)
+        digest = hmac.new(self.secret_key.encode(), "\n".join(lines).encode(), hashlib.sha512).hexdigest()
+        credentials = base64.b64encode(f"{self.integration_key}:{digest}".encode()).decode()
+        request.headers.update({"Date": self.date, "Authorization": f"Basic {credentials}"})
+        return request
+
+
+# Requests
+
+CONNECT_S, SILENCE_S, ANSWER_S = 10, 20, 30  # what a connection, the next byte, a whole answer may take
+ANSWER_BYTES = 100_000_000  # a page of 1,000 events has some 1.5 million
+CLOCK_S = 30  # a local clock that is further off Duo's gets a warning
+
+
+class Answer(NamedTuple):
+    """What came back over HTTP, whatever it is; times by the local clock."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    sent_ms: float
+    received_ms: float
+
+    @property
+    def date_ms(self) -> float | None:
+        """The server's clock, in whole seconds."""
+        return parse_http_date(self.headers.get("Date", ""))
+
+    @property
+    def retry_after_s(self) -> float:
+        """How long the server asks to wait: seconds, or a date on its clock; 0 where it says nothing."""
+        text = self.headers.get("Retry-After", "")
+        if re.fullmatch("[0-9]{1,9}", text):
+            return float(text)
+        return max(0, (parse_http_date(text) or 0) - (self.date_ms or self.received_ms)) / 1000
+
+
+def parse_http_date(text: str) -> float | None:
+    """A date from a header as ms; None where it is none."""
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp() * 1000
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+class Duo:
+    """Duo's Admin API over one kept-alive connection, and what is known of Duo's clock."""
+
+    def __init__(self, settings: Settings, clock_offset_s: float = 0) -> None:
+        import requests
+
+        self.settings = settings
+        self.clock_offset_s = clock_offset_s  # to be added to the local clock
+        self.clock_warned = False
+        self.session = requests.Session()
+        self.session.headers["User-Agent"] = f"duo_collector/{__version__}"
+
+    def now_ms(self) -> int:
+        """Duo's clock, as far as it is known."""
+        return int((time.time() + self.clock_offset_s) * 1000)
+
+    def get(self, path: str, parameters: Mapping[str, str]) -> Answer:
+        """One signed request, one answer of any kind. Raises Failed where none came."""
+        import requests
+
+        sent_ms, settings = time.time() * 1000, self.settings
+        date = email.utils.formatdate(sent_ms / 1000 + self.clock_offset_s)
+        signature = DuoSignature(settings.integration_key, settings.secret_key, settings.host, date)
+        url, body = f"{settings.base_url}{path}?{canonical_query(parameters)}", bytearray()
+        try:
+            with deadline(ANSWER_S):
+                response = self.session.get(
+                    url, auth=signature, timeout=(CONNECT_S, SILENCE_S), allow_redirects=False, stream=True
+                )
+                for chunk in response.iter_content(1 << 16):
+                    body += chunk
+                    if len(body) > ANSWER_BYTES:
+                        raise Failed(f"an answer of more than {ANSWER_BYTES:,} bytes")
+        except Failed:
+            self.session.close()  # so that the rest of that answer is not taken for the next one
+            raise
+        except requests.exceptions.RequestException as error:
+            raise Failed(f"no answer from {settings.host}: {innermost(error)}") from None
+        log.debug("GET %s: %d, %s", url, response.status_code, counted(len(body), "byte"))
+        return Answer(response.status_code, response.headers, bytes(body), sent_ms, time.time() * 1000)
+
+    def learn_clock(self, answer: Answer) -> None:
+        """Compare the local clock with the Date of an answer; warn, once, where they are far apart."""
+        if answer.date_ms is None:
+            return
+        # Duo stamped it, in whole seconds, between our sending and receiving. Clocks that may be equal are
+        # taken as equal; for others the lower bound is taken, so that no window reaches beyond what Duo shows.
+        equal = answer.sent_ms - 1000 < answer.date_ms <= answer.received_ms
+        self.clock_offset_s = 0 if equal else (answer.date_ms - answer.received_ms) / 1000
+        if abs(self.clock_offset_s) > CLOCK_S and not self.clock_warned:
+            self.clock_warned = True
+            side = "behind" if self.clock_offset_s > 0 else "ahead of"
+            log.warning("local clock is %.0f s %s Duo's; collecting by Duo's", abs(self.clock_offset_s), side)
+
+
+@contextlib.contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raise Failed in a block that takes longer; a timeout of requests is for one read only."""
+
+    def expire(*_: Any) -> NoReturn:
+        raise Failed(f"no complete answer within {seconds:g} s")
+
+    signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def innermost(error: BaseException) -> str:
+    """The reason that requests and urllib3 have wrapped up."""
+    inner = [e for e in (getattr(error, "reason", None), *error.args) if isinstance(e, BaseException)]
+    return innermost(inner[0]) if inner else one_line(str(error) or type(error).__name__)
+
+
+def one_line(text: str) -> str:
+    """Text from outside, fit for a log line."""
+    return "".join(c if c.isprintable() else " " for c in text[:300]).strip()
+
+
+# Pages
+
+
+class Event(NamedTuple):
+    """One event: as Duo wrote it, and as far as it is read."""
+
+    text: str
+    value: Any
+    time_ms: float | None  # None: missing or odd
+
+
+class Page(NamedTuple):
+    """What one request brought."""
+
+    events: list[Event]
+    cursor: str | None
+    total: int | None  # events in the window, says Duo: a hint
+    date_ms: float | None  # Duo's clock when it answered
+
+
+def request_page(duo: Duo, log_type: LogType, parameters: Mapping[str, str]) -> Page:
+    """One page from one request; from two where a wrong local clock had signed the first.
+
+    Raises Refused, BadRequest, Limited or Failed.
+    """
+    offset_s = duo.clock_offset_s
+    answer = duo.get(log_type.path, parameters)
+    envelope, events = split_answer(answer.body, log_type.list_key)
+    if envelope.get("stat") in ("OK", "FAIL"):  # and not the page of a proxy with a clock of its own
+        duo.learn_clock(answer)
+    if answer.status == 401 and abs(duo.clock_offset_s - offset_s) > CLOCK_S:
+        answer = duo.get(log_type.path, parameters)
+        envelope, events = split_answer(answer.body, log_type.list_key)
+    response = envelope.get("response")
+    holder = response if isinstance(response, dict) else envelope
+    if answer.status != 200 or envelope.get("stat") != "OK" or holder.get(log_type.list_key) != [] or events is None:
+        raise refusal(answer, envelope)
+    metadata = holder.get("metadata") or envelope.get("metadata") or {}  # duo_client looks in both places
+    try:
+        return Page(
+            [Event(text, value, event_time(log_type, value)) for text, value in events],
+            read_cursor(metadata.get("next_offset")),
+            read_total(metadata.get("total_objects")),
+            answer.date_ms,
+        )
+    except (AttributeError, ValueError):
+        raise Failed(f"an answer with metadata that make no sense: {one_line(str(metadata))}") from None
+
+
+DECODER = json.JSONDecoder(parse_constant=int)  # which fails on NaN and Infinity, as JSON does
+BETWEEN = re.compile(r"\s*(?:,\s*(?=[^\s\]])|(?=\]))")
+
+
+def split_answer(body: bytes, list_key: str) -> tuple[dict[str, Any], list[tuple[str, Any]] | None]:
+    """Split an answer into its JSON with the list of events emptied, and each event's own text and value.
+
+    An event's text goes out as it came in: decoded and encoded again, its numbers would change.
+    What is not a JSON object comes back as an empty one; where there is no list, its place holds None.
+    """
+    events: list[tuple[str, Any]] | None = None
+    try:
+        text = body.decode()
+        opening = re.search(rf'"{list_key}"\s*:\s*\[\s*', text)
+        if opening:
+            events, at = [], opening.end()
+            while text[at : at + 1] != "]":
+                value, end = DECODER.raw_decode(text, at)
+                events.append((text[at:end], value))
+                between = BETWEEN.match(text, end)
+                at = between.end() if between else len(text)
+            text = text[: opening.end()] + text[at:]
+        envelope = DECODER.decode(text)
+    except (ValueError, RecursionError):
+        return {}, None
+    return (envelope, events) if isinstance(envelope, dict) else ({}, None)
+
+
+def event_time(log_type: LogType, event: Any) -> float | None:
+    """An event's time in ms, fraction included; None where it is missing or odd."""
+    value = event.get(log_type.time_field) if isinstance(event, dict) else None
+    if isinstance(value, str):
+        return parse_iso(value)
+    return value * log_type.unit_ms if isinstance(value, (int, float)) else None
+
+
+def read_cursor(value: Any) -> str | None:
+    """The cursor of the next page: a string, an int, or for authentication a list. Raises ValueError."""
+    if value in (None, "", []):
+        return None
+    parts = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, (str, int)) for part in parts):
+        raise ValueError("a cursor of another kind")
+    return ",".join(map(str, parts))
+
+
+def read_total(value: Any) -> int | None:
+    """total_objects: an int, or an object that has one as its value."""
+    value = value.get("value") if isinstance(value, dict) else value
+    return value if isinstance(value, int) else None
+
+
+MEANINGS: Mapping[int, tuple[type[GaveUp], str]] = {
+    400: (BadRequest, "Duo does not accept the request ({said})"),
+    401: (Refused, "Duo refuses the credentials ({said}): compare DUO_INTEGRATION_KEY, DUO_SECRET_KEY and"
+          " DUO_API_HOST with the Admin API application, look for stray spaces, check the local clock"),
+    403: (Refused, 'Duo refuses the permission ({said}): tick "Grant read log" for the Admin API application in'
+          " the Duo Admin Panel, and look at its networks for API access"),
+    404: (Refused, "Duo does not have this log for the account ({said}): take it out of DUO_LOG_TYPES"),
+}  # fmt: skip
+
+
+def refusal(answer: Answer, envelope: Mapping[str, Any]) -> Exception:
+    """What an answer without a page means, in Duo's words and ours."""
+    code, status = str(envelope.get("code", "")), answer.status
+    if status == 200 and re.fullmatch("[45][0-9]{4}", code):  # a failure, for all that it says 200
+        status = int(code[:3])
+    words = [str(status), code, *(str(envelope[key]) for key in ("message", "message_detail") if envelope.get(key))]
+    said = one_line(" ".join(word for word in words if word))
+    if status in MEANINGS and (envelope or status in (401, 403)):  # a 404 without JSON is somebody else's
+        kind, meaning = MEANINGS[status]
+        return kind(meaning.format(said=said))
+    if status == 429:
+        return Limited(f"Duo limits requests ({said})", answer.retry_after_s)
+    return Failed(f"{'Duo fails' if status >= 500 else 'an answer that makes no sense'} ({said})", answer.retry_after_s)
+
+
+# Windows, and the requests that read them
+
+
+class Window(NamedTuple):
+    """A span of time to read, both bounds included, in ms."""
+
+    start_ms: int
+    until_ms: int
+
+
+def reached(log_type: LogType, page: Page, window: Window) -> int:
+    """The time in ms up to which nothing of the window can follow this page, but of that very instant.
+
+    A time outside the window is odd, and says nothing.
+    """
+    times = [event.time_ms for event in page.events if event.time_ms is not None] if log_type.ordered else []
+    within = [time_ms for time_ms in times if window.start_ms <= time_ms <= window.until_ms]
+    return int(max(within, default=window.start_ms)) // log_type.unit_ms * log_type.unit_ms
+
+
+# It yields the parameters of a request, and is sent the page they brought; it ends when the window is drained.
+Requests = Generator[dict[str, str], Optional[Page], None]
+
+
+def by_cursor(log_type: LogType, window: Window) -> Requests:
+    """Read a window by cursor.
+
+    A cursor that Duo refuses (it is sent None then) or that comes again is not the end of the
+    window: the walk goes on from the last event's own time. Raises GaveUp where that does not help.
+    """
+    limits = {"maxtime": str(window.until_ms), "limit": str(log_type.page_size)}
+    limits.update({"sort": log_type.sort} if log_type.sort else {})
+    start_ms = reached_ms = window.start_ms
+    cursor, seen = "", {""}
+    while True:
+        page = yield {**limits, "mintime": str(start_ms), **({str(log_type.cursor): cursor} if cursor else {})}
+        if page is not None:
+            if not page.events or page.cursor is None:
+                return
+            reached_ms = max(reached_ms, reached(log_type, page, window))
+            cursor = page.cursor
+        if page is not None and cursor not in seen:
+            seen.add(cursor)
+        elif reached_ms > start_ms:
+            start_ms, cursor, seen = reached_ms, "", {""}
+        elif page is not None:
+            return
+        else:
+            raise GaveUp("Duo refuses the cursor that it gave")
+
+
+def by_mintime(log_type: LogType, window: Window) -> Requests:
+    """Read a window by asking again from the last event's own second, until that shows nothing later.
+
+    Duo is not clear about whether a mintime includes its own second. So it is asked for a second
+    earlier, until an answer shows that it does.
+    """
+    second, early, full = window.start_ms // 1000, 1, log_type.page_size // 10
+    while True:
+        page = yield {"mintime": str(second - early)}
+        events = page.events if page is not None else []
+        seconds = {int(event.time_ms // 1000) for event in events if event.time_ms is not None}
+        included = early == 1 and second - 1 in seconds
+        early = 0 if included else early
+        last = max(seconds, default=0)
+        if last * 1000 > window.until_ms or (last < second and not included):
+            return
+        if last > second:
+            second = last
+        elif len(events) < full:
+            return
+        elif not included:  # a page full of one second; Duo has no way to ask for the rest of that, if there is any
+            if len(events) >= log_type.page_size:
+                at, shown = iso(second * 1000), counted(len(events), "event")
+                log.warning("%s: a hole: of %s Duo shows only %s; going on after it", log_type.name, at, shown)
+            second += 1
+        full = max(full, len(events))
+
+
+# Checkpoints
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where collection of one log type has got to, in ms."""
+
+    since_ms: int  # everything up to here has been written
+    complete_ms: int  # from here on `written` knows all that was written; nothing older is read again
+    written: Mapping[str, int]  # identity of an event: its time
+
+    @classmethod
+    def fresh(cls, since_ms: int) -> Position:
+        """A start: nothing has been written, nothing older is wanted."""
+        return cls(since_ms, since_ms, {})
+
+    def moved(self, since_ms: int, identities: Mapping[str, int], lookback_ms: int) -> Position:
+        """The position after these were written, and everything up to `since_ms` read."""
+        since_ms = max(self.since_ms, since_ms)
+        complete_ms = max(self.complete_ms, since_ms - lookback_ms)
+        known = {**self.written, **identities}
+        return Position(since_ms, complete_ms, {key: at for key, at in known.items() if at >= complete_ms})
+
+
+class Checkpoints:
+    """The positions of all log types, and the file that keeps them."""
+
+    def __init__(self, path: str, seeds: Mapping[LogType, int]) -> None:
+        """Read and check the file; without one all start from the seeds (ms). Raises CollectorError."""
+        self.path = path
+        self.document = read_json_object(path)
+        self.positions = {log_type: self._read(log_type, seed_ms) for log_type, seed_ms in seeds.items()}
+        unknown = {key for key in self.document if key.endswith("_SINCE_TIME")} - {row.since_key for row in seeds}
+        if unknown:
+            log.warning("%s: nothing is called %s", path, one_line(", ".join(unknown)))
+
+    def _read(self, log_type: LogType, seed_ms: int) -> Position:
+        key = log_type.since_key
+        if key not in self.document:
+            return Position.fresh(seed_ms)
+        value = self.document[key]
+        try:
+            since_ms = log_type.parse_since(json.dumps(value))
+        except ValueError as wrong:
+            found = one_line(json.dumps(value))
+            raise CollectorError(f"checkpoint file {self.path}: {key} is {found}: {wrong}", 78) from None
+        try:
+            kept = self.document.get("written", {}).get(log_type.name)
+            if kept is None or kept["since"] != value:  # a since time set by hand is a fresh start
+                return Position.fresh(since_ms)
+            written = {identity: int(at) for identity, at in kept["events"].items()}
+            return Position(since_ms, min(int(kept["from"]), since_ms), written)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            remedy = "restore the file, or take that key out of it; then some events are written twice"
+            raise CollectorError(f'checkpoint file {self.path}: "written" is damaged: {remedy}', 78) from None
+
+    @property
+    def clock_offset_s(self) -> float:
+        """How far Duo's clock was ahead of the local one, where that was far."""
+        offset_s = self.document.get("clock_offset_s")
+        return offset_s if isinstance(offset_s, int) and abs(offset_s) < 10**9 else 0
+
+    def save(self, log_type: LogType, position: Position, clock_offset_s: float) -> None:
+        """Keep a log type's new position. Raises CollectorError."""
+        self.positions[log_type] = position
+        since = self.document[log_type.since_key] = position.since_ms // log_type.unit_ms
+        kept = {"since": since, "from": position.complete_ms, "events": position.written}
+        self.document.setdefault("written", {})[log_type.name] = kept
+        self.document["clock_offset_s"] = round(clock_offset_s)
+        if abs(clock_offset_s) <= CLOCK_S:
+            del self.document["clock_offset_s"]
+        lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in self.document.items())
+        try:
+            replace_file(self.path, "{\n" + ",\n".join(lines) + "\n}\n")
+        except OSError as error:
+            raise CollectorError(f"checkpoint file {self.path} cannot be saved: {error.strerror}", 74) from None
+
+
+def read_json_object(path: str) -> dict[str, Any]:
+    """Read a JSON object from a file; an empty one where there is no file. Raises CollectorError."""
+    try:
+        with open(path, encoding="utf-8", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            document = json.load(file)
+        if isinstance(document, dict):
+            return document
+        reason = "it is not a JSON object"
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        reason = str(error.strerror)
+    except (ValueError, RecursionError) as error:
+        reason = f"it is not JSON: {one_line(str(error))}"
+    remedy = "it is left as it was; restore it, or move it away to start from the seeds"
+    raise CollectorError(f"checkpoint file {path} cannot be read: {reason} ({remedy})", 78)
+
+
+def replace_file(path: str, text: str) -> None:
+    """Replace a file in one step and durably, its mode and owner kept. Raises OSError."""
+    new = f"{path}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)  # left by a run that was killed
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w", encoding="ascii") as file:
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            old = os.stat(path)
+            os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+            os.fchown(file.fileno(), old.st_uid, old.st_gid)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    os.fsync(folder)  # or a power failure undoes the replacement
+    os.close(folder)
+
+
+def lock(path: str) -> None:
+    """Keep other runs from the checkpoint file until this process ends, however it ends. Raises CollectorError.
+
+    The lock is on a file beside it, since a save replaces the checkpoint file itself.
+    """
+    folder, name = os.path.split(path)
+    try:
+        if not os.access(folder, os.W_OK):
+            raise OSError(0, "no permission to write" if os.path.isdir(folder) else "there is no such folder")
+        fd = os.open(os.path.join(folder, f".{name}.lock"), os.O_RDONLY | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise CollectorError(f"checkpoint file {path} cannot be saved there: {error.strerror}", 78) from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CollectorError(f"another run holds checkpoint file {path}; --checkpoint-file names another", 75) from None
+
+
+# Output
+
+
+class Output:
+    """Lines on stdout, in one write a page."""
+
+    def __init__(self) -> None:
+        """Raises CollectorError where stdout is closed."""
+        if sys.stdout is None:  # its number would go to the next file opened, and the events with it
+            raise CollectorError("stdout is closed: there is nowhere to write to", 74)
+        self.fd = sys.stdout.fileno()
+        self.regular = stat.S_ISREG(os.fstat(self.fd).st_mode)
+        self.torn = self.regular and not ends_in_newline(self.fd)
+        self.unsaved = False  # something was written that no checkpoint knows of yet
+
+    def write(self, text: str) -> None:
+        """Write ASCII text, all of it, and in a regular file durably. Raises CollectorError."""
+        self.unsaved = True
+        rest = memoryview(("\n" + text if self.torn else text).encode("ascii"))
+        self.torn = False
+        try:
+            while rest:
+                try:
+                    rest = rest[os.write(self.fd, rest) :]
+                except BlockingIOError:  # somebody who shares this pipe wants it so
+                    select.select([], [self.fd], [])
+            if self.regular:
+                os.fsync(self.fd)
+        except OSError as error:
+            raise CollectorError(f"stdout cannot be written: {error.strerror}; the checkpoint stays there", 74) from None
+
+
+def ends_in_newline(fd: int) -> bool:
+    """Whether a regular file that is open for writing holds whole lines only."""
+    size, path = os.fstat(fd).st_size, f"/dev/fd/{fd}"
+    try:
+        if sys.platform == "darwin":  # /dev/fd opens with the mode of the descriptor there
+            path = fcntl.fcntl(fd, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0").decode()
+        with open(path, "rb") as file:
+            return size == 0 or os.pread(file.fileno(), 1, size - 1) == b"\n"
+    except OSError:
+        return size == 0  # unknown: an empty line does less harm than two events on one
+
+
+def to_line(event: Event, tail: str) -> str:
+    """An event as a line: its own text, and at its end `tail`, the fields that are added."""
+    text = event.text.replace("\n", " ").replace("\r", " ")  # white space: inside a string JSON escapes them
+    if not isinstance(event.value, dict):
+        return '{"event":' + text + tail
+    if "eventtype" in event.value or "host" in event.value:
+        text = json.dumps({name: value for name, value in event.value.items() if name not in ("eventtype", "host")})
+    return text[:-1] + (tail if len(text) > 2 else tail[1:])
+
+
+def escape_non_ascii(text: str) -> str:
+    """JSON text with all that is not ASCII, and so inside a string, escaped."""
+    return text if text.isascii() else re.sub(r"[^\x00-\x7f]+", lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def identify(log_type: LogType, event: Any, seen: Counter[str]) -> str:
+    """What an event is known by: its id, or its content and how many times that has been `seen`."""
+    identity = event.get(log_type.id_field) if isinstance(event, dict) else None
+    if isinstance(identity, (str, int)) and identity != "":
+        return str(identity)
+    content = hashlib.sha256(json.dumps(event, sort_keys=True).encode()).hexdigest()[:32]
+    seen[content] += 1
+    return f"{content}#{seen[content]}"
+
+
+# Pace
+
+
+class Pace:
+    """When the next request of one log type is due; times and gaps in s, by a monotonic clock.
+
+    It starts at the ceiling. A 429 pushes the next request back, doubling with jitter up to a minute.
+    The first page after that sets the pace to what Duo really let through since the last such page.
+    From there it eases back to the pace that was refused, and after 40 pages beyond it, up to the
+    ceiling. The figures are from a simulation of limits by window and by bucket.
+    """
+
+    def __init__(self, requests_per_minute: float) -> None:
+        self.shortest = self.gap = self.refused_gap = 60 / requests_per_minute
+        self.backoff = self.retry = self.due = 0.0
+        self.refused_at = self.counted_from = 0.0
+        self.pages = 0  # since the last recovery from a 429
+
+    def page(self, sent: float) -> None:
+        """The request of `sent` brought a page."""
+        if self.backoff:
+            self.refused_gap = self.gap
+            if self.pages:  # the last wait was longer than need be: 30 % of it count
+                span = self.refused_at + 0.3 * (sent - self.refused_at) - self.counted_from
+                self.gap = min(60, max(self.gap, span / self.pages))
+            self.backoff, self.pages = 0, 0
+        elif self.pages >= 40:
+            self.gap = max(self.shortest, 0.96 * self.gap)
+        else:
+            self.gap -= 0.02 * max(0, self.gap - self.refused_gap)
+        if not self.pages:
+            self.counted_from = sent
+        self.pages += 1
+        self.retry, self.due = 0, sent + self.gap
+
+    def limited(self, sent: float) -> None:
+        """The request of `sent` was answered with 429."""
+        self.refused_at = sent
+        self.backoff = min(60, max(2, 1.5 * self.gap, 2 * self.backoff))
+        self.due = sent + self.backoff * random.uniform(1, 1.25)
+
+    def failed(self, now: float) -> None:
+        """A request has failed; that says nothing about the pace."""
+        self.retry = min(60, max(1, 2 * self.retry))
+        self.due = now + self.retry * random.uniform(0.75, 1.25)
+
+
+# The pass
+
+
+@dataclass
+class Run:
+    """What a pass needs."""
+
+    settings: Settings
+    duo: Duo
+    checkpoints: Checkpoints
+    output: Output
+    paces: Mapping[LogType, Pace]
+    stop: threading.Event
+
+
+# Work on one log type, turn by turn: yields the time of its next request (s, monotonic clock), returns T.
+Turns = Generator[float, None, T]
+
+
+def run_pass(run: Run) -> int:
+    """Collect every enabled log type until it is caught up; return the worst exit status.
+
+    They take turns, a request each, so that the backlog of one does not hold up the others.
+    """
+    status = 0
+    turns = {log_type: collect(run, log_type) for log_type in run.settings.log_types}
+    due = dict.fromkeys(turns, 0.0)
+    while turns:
+        log_type = min(turns, key=due.__getitem__)
+        if run.stop.wait(max(0, due[log_type] - time.monotonic())):
+            return max(status, GaveUp.status)
+        try:
+            due[log_type] = next(turns[log_type])
+        except StopIteration as end:
+            status = max(status, end.value)
+            del turns[log_type]
+    return status
+
+
+def collect(run: Run, log_type: LogType) -> Turns[int]:
+    """One pass over one log type, and the line about it; returns the exit status."""
+    tally: Counter[str] = Counter()
+    try:
+        yield from read_window(run, log_type, tally)
+        status, level, why = 0, logging.INFO, ""
+    except GaveUp as error:
+        status, level, why = error.status, logging.ERROR, f"; {error}"
+    events, requests = counted(tally["event"], "event"), counted(tally["request"], "request")
+    until = iso(run.checkpoints.positions[log_type].since_ms)
+    log.log(level, "%s: %s in %s, up to %s%s", log_type.name, events, requests, until, why)
+    return status
+
+
+def read_window(run: Run, log_type: LogType, tally: Counter[str]) -> Turns[None]:
+    """Read from the checkpoint to now less Duo's delay: write page after page, checkpoint after each.
+
+    Raises GaveUp, which ends this log type's pass, and CollectorError.
+    """
+    opened = yield from open_window(run, log_type, tally)
+    if opened is None:
+        return
+    name, (window, requests, first) = log_type.name, opened
+    page: Page | None = first
+    parameters: dict[str, str] | None = {}
+    seen: Counter[str] = Counter()
+    received, before = 0, frozenset[str]()
+    while parameters is not None:
+        try:
+            parameters = requests.send(page)
+        except StopIteration:
+            parameters = None
+        if page is not None:
+            since_ms = window.until_ms if parameters is None else reached(log_type, page, window)
+            identities = write_page(run, log_type, window, page, since_ms, seen, tally)
+            received += len(identities - before)
+            before = identities
+        if parameters is not None:
+            try:
+                page = yield from ask(run, log_type, parameters, tally)
+            except BadRequest:
+                if log_type.cursor not in parameters:
+                    raise
+                page = None
+    if first.total is not None and received < first.total:
+        span = f"{iso(window.start_ms)} to {iso(window.until_ms)}"
+        log.warning("%s: a hole: Duo counts %d events from %s, its pages held %d", name, first.total, span, received)
+
+
+def open_window(run: Run, log_type: LogType, tally: Counter[str]) -> Turns[tuple[Window, Requests, Page] | None]:
+    """The window to read, the requests that read it, and its first page; None where there is nothing to read."""
+    for _ in range(2):
+        window = choose_window(run, log_type)
+        if window is None:
+            return None
+        requests = (by_cursor if log_type.cursor else by_mintime)(log_type, window)
+        offset_s = run.duo.clock_offset_s
+        page = yield from ask(run, log_type, next(requests), tally)
+        # The first answer tells Duo's clock. A window that reached into what Duo does not show yet may have
+        # come back empty for that alone, and one that ended far too early leaves events for later: once more.
+        too_far = page.date_ms is not None and window.until_ms > page.date_ms - log_type.delay_ms
+        if not too_far and abs(run.duo.clock_offset_s - offset_s) <= CLOCK_S:
+            return window, requests, page
+    raise GaveUp("Duo's Date jumps to and fro")
+
+
+def choose_window(run: Run, log_type: LogType) -> Window | None:
+    """From the checkpoint less the lookback to now less Duo's delay; None where that is empty."""
+    position, now_ms = run.checkpoints.positions[log_type], run.duo.now_ms()
+    until_ms = (now_ms - log_type.delay_ms) // 1000 * 1000
+    edge_ms = now_ms - log_type.kept_days * DAY_MS + DAY_MS // 48 if log_type.kept_days else 0
+    if position.since_ms < edge_ms:
+        start_ms = edge_ms + DAY_MS // 48  # exactly 180 days are refused by the time they arrive
+        gap = f"{iso(position.since_ms)} to {iso(start_ms)}"
+        log.warning("%s: Duo serves the last %d days only; passed over: %s", log_type.name, log_type.kept_days, gap)
+        position = run.checkpoints.positions[log_type] = Position.fresh(start_ms)
+    if position.since_ms > now_ms:
+        ahead, where = duration(position.since_ms - now_ms), f"{log_type.since_key} in {run.checkpoints.path}"
+        log.warning("%s: %s is %s ahead of now, and until then nothing is collected", log_type.name, where, ahead)
+    start_ms = max(position.since_ms - run.settings.lookback_ms, position.complete_ms, edge_ms)
+    return Window(start_ms, until_ms) if position.since_ms < until_ms else None
+
+
+def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Counter[str]) -> Turns[Page]:
+    """One page, tried until Duo gives it. Raises Refused, BadRequest, or GaveUp at the end of patience."""
+    pace, last_try = run.paces[log_type], float("inf")
+    failing: dict[type[Failed], float] = {}  # since when there has been nothing but that
+    while True:
+        yield pace.due
+        sent = time.monotonic()
+        tally["request"] += 1
+        try:
+            page = request_page(run.duo, log_type, parameters)
+        except Failed as problem:
+            now, first = time.monotonic(), not failing
+            if isinstance(problem, Limited):
+                failing.pop(Failed, None)  # Duo is there
+                pace.limited(sent)
+            else:
+                pace.failed(now)
+            last_try = failing.setdefault(type(problem), sent) + problem.patience_s
+            pace.due = max(pace.due, now + problem.retry_after_s)
+            if now >= last_try or now + problem.retry_after_s > last_try:
+                raise GaveUp(f"{problem}; given up for this pass") from None
+            pace.due = min(pace.due, last_try)
+            level = logging.INFO if first else logging.DEBUG
+            log.log(level, "%s: %s; again in %.0f s", log_type.name, problem, pace.due - now)
+        else:
+            pace.page(sent)
+            return page
+
+
+def write_page(
+    run: Run, log_type: LogType, window: Window, page: Page, since_ms: int, seen: Counter[str], tally: Counter[str]
+) -> frozenset[str]:
+    """Write what is new on a page, then move the checkpoint; return the identities of all its events.
+
+    Raises CollectorError.
+    """
+    position = run.checkpoints.positions[log_type]
+    added = {"eventtype": log_type.name, "host": run.settings.host}  # as Duo's own client does
+    tail = "," + json.dumps(added, separators=(",", ":"))[1:] + "\n"
+    if log_type.cursor is None:
+        seen.clear()  # such a page starts with a whole second, and with it the count of equal events
+    lines: list[str] = []
+    identities: dict[str, int] = {}
+    for time_ms, event in in_order(page.events, window.start_ms):
+        if log_type.cursor is None and time_ms < window.start_ms:
+            continue  # of the second that by_mintime asked for in addition
+        identity = identify(log_type, event.value, seen)
+        if identity not in position.written and identity not in identities:
+            lines.append(to_line(event, tail))
+        identities[identity] = int(time_ms)
+    if lines:
+        run.output.write(escape_non_ascii("".join(lines)))
+        tally["event"] += len(lines)
+    moved = position.moved(since_ms, identities, run.settings.lookback_ms)
+    if moved != position:
+        run.checkpoints.save(log_type, moved, run.duo.clock_offset_s)
+    run.output.unsaved = False
+    return frozenset(identities)
+
+
+def in_order(events: list[Event], time_ms: float) -> list[tuple[float, Event]]:
+    """Events with their times, sorted by them; one without a time stays with the one before it."""
+    timed = []
+    for event in events:
+        time_ms = time_ms if event.time_ms is None else event.time_ms
+        timed.append((time_ms, event))
+    return sorted(timed, key=itemgetter(0))
+
+
+# The command line
+
+GRACE_S = 3  # what is left, after SIGTERM, for a page that is being written
+
+
+def check(settings: Settings) -> int:
+    """Ask for a little of each log type, and say what comes of it; return the worst exit status."""
+    output, duo, worst = Output(), Duo(settings), 0
+    for log_type in settings.log_types:
+        until_ms = duo.now_ms() - log_type.delay_ms
+        parameters = next((by_cursor if log_type.cursor else by_mintime)(log_type, Window(until_ms - 60_000, until_ms)))
+        try:
+            request_page(duo, log_type, {**parameters, "limit": "1"} if log_type.cursor else parameters)
+            output.write(f"{log_type.name}: ok\n")
+        except (GaveUp, Failed) as problem:
+            worst = max(worst, problem.status)
+            output.write(f"{log_type.name}: {problem}\n")
+    return worst
+
+
+def show_status(settings: Settings) -> int:
+    """Say where each log type has got to; return the exit status."""
+    output, checkpoints = Output(), Checkpoints(settings.checkpoint_file, settings.seeds)
+    now_ms = time.time() * 1000
+    for log_type in settings.log_types:
+        since_ms = checkpoints.positions[log_type].since_ms
+        side = "behind" if since_ms <= now_ms else "ahead of"
+        output.write(f"{log_type.name:20}{iso(since_ms)}  {duration(abs(now_ms - since_ms))} {side} now\n")
+    return 0
+
+
+def run_collector(settings: Settings, once: bool) -> int:
+    """Collect, in one pass or in passes without end; return the exit status."""
+    output = Output()
+    lock(settings.checkpoint_file)
+    checkpoints = Checkpoints(settings.checkpoint_file, settings.seeds)
+    if settings.since_ms is not None:
+        for row in settings.log_types:
+            checkpoints.positions[row] = Position.fresh(settings.since_ms // row.unit_ms * row.unit_ms)
+    paces = {log_type: Pace(settings.requests_per_minute) for log_type in settings.log_types}
+    stop = stop_on_signals(output, GaveUp.status if once else 0)
+    run = Run(settings, Duo(settings, checkpoints.clock_offset_s), checkpoints, output, paces, stop)
+    while True:
+        status = run_pass(run)
+        run.duo.session.close()  # Duo would have closed it by the next pass
+        if once or stop.wait(settings.interval_s):
+            return status if once else 0
+
+
+def stop_on_signals(output: Output, status: int) -> threading.Event:
+    """An event that SIGTERM and SIGINT set; GRACE_S later the process ends, whatever it is waiting for.
+
+    A thread sees to that: in a look-up of a name or in a blocked write the main thread runs no
+    handler. It ends the process hard, which is no worse than the kill that the checkpoints are for.
+    """
+    stop = threading.Event()
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+    def watch() -> None:
+        while not {signal.SIGTERM, signal.SIGINT} & set(os.read(read_end, 64)):
+            pass
+        log.info("stopping on a signal")
+        stop.set()
+        time.sleep(GRACE_S)
+        if output.unsaved:
+            log.error("stdout is not being read; the checkpoint stays before the page that was being written")
+        os._exit(74 if output.unsaved else status)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return stop
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like everything here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CollectorError(f"{message} (--help shows what can be given)", 2)
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line. Raises CollectorError."""
+    parser = ArgumentParser(
+        prog="duo_collector.py",
+        allow_abbrev=False,
+        description="Collect Cisco Duo's audit logs as JSON lines on stdout.",
+        epilog="Settings: an option, before a variable in the environment, before the settings file, before the"
+        " default; .env.example lists them. Exit status: 0 caught up, or stopped; 2 wrong command line; 74 output"
+        " failed; 75 passing trouble, run again; 77 refused by Duo; 78 wrong setting or checkpoint file.",
+    )
+    say = parser.add_argument
+    say("--once", action="store_true", help="one pass until caught up, then exit (for cron, a timer, a shell)")
+    say("--interval", metavar="SECONDS", help="pause between two passes (DUO_INTERVAL, or 300)")
+    say("--log-types", metavar="LIST", help=f"of {','.join(LOG_TYPES)} (DUO_LOG_TYPES, or the first three)")
+    say("--since", metavar="WHEN", help="start here, not at the checkpoint: 2026-11-01T08:00Z, 2026-11-01, 90m, 24h, now")
+    say("--env-file", metavar="PATH", help="settings file (.env beside the script)")
+    say("--checkpoint-file", metavar="PATH", help="(DUO_CHECKPOINT_FILE, or checkpoints.json beside the script)")
+    say = parser.add_mutually_exclusive_group().add_argument
+    say("--check", action="store_true", help="ask Duo once for each log type, and say ok or what to fix")
+    say("--status", action="store_true", help="say where each log type has got to, without a request")
+    say = parser.add_mutually_exclusive_group().add_argument
+    say("-v", "--verbose", action="store_true", help="on stderr, every request too")
+    say("-q", "--quiet", action="store_true", help="on stderr, only warnings and errors")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser.parse_args(arguments)
+
+
+def set_up_log() -> None:
+    """Log to stderr with UTC times; without under systemd, whose journal has its own."""
+    logging.raiseExceptions = False  # a stderr that cannot be written is no reason to stop
+    logging.Formatter.converter = time.gmtime
+    when = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+    stream = sys.stderr or open(os.devnull, "w")
+    logging.basicConfig(stream=stream, format=when + "%(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
+    log.setLevel(logging.INFO)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the command line says; return the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save
+    set_up_log()
+    try:
+        options = parse_options(arguments)
+        log.setLevel(logging.DEBUG if options.verbose else logging.WARNING if options.quiet else logging.INFO)
+        beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), ".env")
+        load_env_file(beside if options.env_file is None else options.env_file, required=options.env_file is not None)
+        settings = load_settings(options, os.environ, int(time.time() * 1000))
+        if options.status:
+            return show_status(settings)
+        return check(settings) if options.check else run_collector(settings, options.once)
+    except CollectorError as error:
+        log.error("%s", error)
+        return error.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
