@@ -1,0 +1,18 @@
+# Sourced by demo and run: make the virtual environment, or reuse it. Sets $VENV; $PYTHON picks the Python.
+
+VENV=${VENV:-.venv}
+
+# install STAMP ARGUMENT...: what `pip install ARGUMENT...` says, unless the same was installed before
+install() {
+    stamp=$VENV/.installed-$1
+    shift
+    if [ ! -x "$VENV/bin/python" ]; then
+        rm -rf "$VENV"
+        "${PYTHON:-python3}" -m venv "$VENV" || { rm -rf "$VENV"; exit 1; }
+    fi
+    wanted=$(cat requirements.txt tests/requirements*.txt)
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >&2
+        printf '%s\n' "$wanted" >"$stamp"
+    fi
+}
