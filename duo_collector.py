@@ -383,7 +383,7 @@ class DuoSignature:
 
 CONNECT_S, SILENCE_S, ANSWER_S = 10, 20, 30  # what a connection, the next byte, a whole answer may take
 ANSWER_BYTES = 100_000_000  # a page of 1,000 events has some 1.5 million
-CLOCK_S = 30  # a local clock that is further off Duo's gets a warning
+CLOCK_S, JITTER_S = 30, 5  # by how much a local clock may be off Duo's without a warning, and without notice
 
 
 class Answer(NamedTuple):
@@ -528,7 +528,7 @@ def request_page(duo: Duo, log_type: LogType, parameters: Mapping[str, str]) -> 
     envelope, events = split_answer(answer.body, log_type.list_key)
     if envelope.get("stat") in ("OK", "FAIL"):  # and not the page of a proxy with a clock of its own
         duo.learn_clock(answer)
-    if answer.status == 401 and abs(duo.clock_offset_s - offset_s) > CLOCK_S:
+    if answer.status == 401 and abs(duo.clock_offset_s - offset_s) > JITTER_S:
         answer = duo.get(log_type.path, parameters)
         envelope, events = split_answer(answer.body, log_type.list_key)
     response = envelope.get("response")
@@ -651,15 +651,16 @@ Requests = Generator[dict[str, str], Optional[Page], None]
 def by_cursor(log_type: LogType, window: Window) -> Requests:
     """Read a window by cursor.
 
-    A cursor that Duo refuses (it is sent None then) or that comes again is not the end of the
-    window: the walk goes on from the last event's own time. Raises GaveUp where that does not help.
+    A cursor that Duo refuses (it is sent None then), or that comes again, is a fault and not the
+    end of the window: where events come in order, the walk goes on from the last one's own time.
+    Raises GaveUp where they do not.
     """
-    limits = {"maxtime": str(window.until_ms), "limit": str(log_type.page_size)}
-    limits.update({"sort": log_type.sort} if log_type.sort else {})
+    fixed = {"limit": str(log_type.page_size), "maxtime": str(window.until_ms)}
+    fixed.update({"sort": log_type.sort} if log_type.sort else {})
     start_ms = reached_ms = window.start_ms
     cursor, seen = "", {""}
-    while True:
-        page = yield {**limits, "mintime": str(start_ms), **({str(log_type.cursor): cursor} if cursor else {})}
+    while start_ms < window.until_ms:
+        page = yield {**fixed, "mintime": str(start_ms), **({str(log_type.cursor): cursor} if cursor else {})}
         if page is not None:
             if not page.events or page.cursor is None:
                 return
@@ -667,39 +668,38 @@ def by_cursor(log_type: LogType, window: Window) -> Requests:
             cursor = page.cursor
         if page is not None and cursor not in seen:
             seen.add(cursor)
-        elif reached_ms > start_ms:
-            start_ms, cursor, seen = reached_ms, "", {""}
-        elif page is not None:
+        elif not log_type.ordered:
+            raise GaveUp("Duo's cursor leads nowhere")
+        elif reached_ms < start_ms:
             return
-        else:
-            raise GaveUp("Duo refuses the cursor that it gave")
+        else:  # a millisecond that was asked for before has shown what it has
+            start_ms, cursor = reached_ms + (reached_ms == start_ms), ""
 
 
 def by_mintime(log_type: LogType, window: Window) -> Requests:
-    """Read a window by asking again from the last event's own second, until that shows nothing later.
+    """Read a window by asking again from the last event's own second, until that shows nothing more.
 
     Duo is not clear about whether a mintime includes its own second. So it is asked for a second
     earlier, until an answer shows that it does.
     """
-    second, early, full = window.start_ms // 1000, 1, log_type.page_size // 10
+    second, shown, early, full = window.start_ms // 1000, 0, 1, log_type.page_size // 10
     while True:
         page = yield {"mintime": str(second - early)}
         events = page.events if page is not None else []
-        seconds = {int(event.time_ms // 1000) for event in events if event.time_ms is not None}
-        included = early == 1 and second - 1 in seconds
+        seconds = Counter(int(event.time_ms // 1000) for event in events if event.time_ms is not None)
+        last, included = max(seconds, default=0), early == 1 and second - 1 in seconds
         early = 0 if included else early
-        last = max(seconds, default=0)
         if last * 1000 > window.until_ms or (last < second and not included):
             return
-        if last > second:
-            second = last
-        elif len(events) < full:
+        if (last, seconds[last]) > (second, shown):
+            second, shown = last, seconds[last]
+        elif last == second and len(events) < full:
             return
         elif not included:  # a page full of one second; Duo has no way to ask for the rest of that, if there is any
             if len(events) >= log_type.page_size:
-                at, shown = iso(second * 1000), counted(len(events), "event")
-                log.warning("%s: a hole: of %s Duo shows only %s; going on after it", log_type.name, at, shown)
-            second += 1
+                at, most = iso(second * 1000), counted(len(events), "event")
+                log.warning("%s: a hole, maybe: of %s Duo shows only %s; going on after it", log_type.name, at, most)
+            second, shown = second + 1, 0
         full = max(full, len(events))
 
 
@@ -765,14 +765,20 @@ class Checkpoints:
         offset_s = self.document.get("clock_offset_s")
         return offset_s if isinstance(offset_s, int) and abs(offset_s) < 10**9 else 0
 
+    def keep_start(self, log_type: LogType) -> None:
+        """Keep where --since said to start, when there is nothing to read from there yet. Raises CollectorError."""
+        position = self.positions[log_type]
+        if self.document.get(log_type.since_key) != position.since_ms // log_type.unit_ms:
+            self.save(log_type, position, self.clock_offset_s)
+
     def save(self, log_type: LogType, position: Position, clock_offset_s: float) -> None:
         """Keep a log type's new position. Raises CollectorError."""
         self.positions[log_type] = position
         since = self.document[log_type.since_key] = position.since_ms // log_type.unit_ms
         kept = {"since": since, "from": position.complete_ms, "events": position.written}
         self.document.setdefault("written", {})[log_type.name] = kept
-        self.document["clock_offset_s"] = round(clock_offset_s)
-        if abs(clock_offset_s) <= CLOCK_S:
+        self.document["clock_offset_s"] = int(clock_offset_s)
+        if abs(clock_offset_s) <= JITTER_S:
             del self.document["clock_offset_s"]
         lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in self.document.items())
         try:
@@ -865,7 +871,8 @@ class Output:
             if self.regular:
                 os.fsync(self.fd)
         except OSError as error:
-            raise CollectorError(f"stdout cannot be written: {error.strerror}; the checkpoint stays there", 74) from None
+            line = f"stdout cannot be written: {error.strerror}; the checkpoint stays where it was"
+            raise CollectorError(line, 74) from None
 
 
 def ends_in_newline(fd: int) -> bool:
@@ -965,6 +972,18 @@ class Run:
     output: Output
     paces: Mapping[LogType, Pace]
     stop: threading.Event
+    clock: Callable[[], float] = time.monotonic  # s
+
+
+@dataclass
+class Tally:
+    """What one pass over a log type has done so far."""
+
+    requests: int = 0
+    written: int = 0  # events
+    received: int = 0  # events, those of before included, each once
+    latest: frozenset[str] = frozenset()  # identities of the latest page
+    seen: Counter[str] = field(default_factory=Counter)  # events without an id
 
 
 # Work on one log type, turn by turn: yields the time of its next request (s, monotonic clock), returns T.
@@ -981,7 +1000,7 @@ def run_pass(run: Run) -> int:
     due = dict.fromkeys(turns, 0.0)
     while turns:
         log_type = min(turns, key=due.__getitem__)
-        if run.stop.wait(max(0, due[log_type] - time.monotonic())):
+        if run.stop.wait(max(0, due[log_type] - run.clock())):
             return max(status, GaveUp.status)
         try:
             due[log_type] = next(turns[log_type])
@@ -993,31 +1012,30 @@ def run_pass(run: Run) -> int:
 
 def collect(run: Run, log_type: LogType) -> Turns[int]:
     """One pass over one log type, and the line about it; returns the exit status."""
-    tally: Counter[str] = Counter()
+    tally = Tally()
     try:
         yield from read_window(run, log_type, tally)
         status, level, why = 0, logging.INFO, ""
     except GaveUp as error:
         status, level, why = error.status, logging.ERROR, f"; {error}"
-    events, requests = counted(tally["event"], "event"), counted(tally["request"], "request")
+    events, requests = counted(tally.written, "event"), counted(tally.requests, "request")
     until = iso(run.checkpoints.positions[log_type].since_ms)
     log.log(level, "%s: %s in %s, up to %s%s", log_type.name, events, requests, until, why)
     return status
 
 
-def read_window(run: Run, log_type: LogType, tally: Counter[str]) -> Turns[None]:
+def read_window(run: Run, log_type: LogType, tally: Tally) -> Turns[None]:
     """Read from the checkpoint to now less Duo's delay: write page after page, checkpoint after each.
 
     Raises GaveUp, which ends this log type's pass, and CollectorError.
     """
     opened = yield from open_window(run, log_type, tally)
     if opened is None:
+        run.checkpoints.keep_start(log_type)
         return
     name, (window, requests, first) = log_type.name, opened
     page: Page | None = first
     parameters: dict[str, str] | None = {}
-    seen: Counter[str] = Counter()
-    received, before = 0, frozenset[str]()
     while parameters is not None:
         try:
             parameters = requests.send(page)
@@ -1025,9 +1043,7 @@ def read_window(run: Run, log_type: LogType, tally: Counter[str]) -> Turns[None]
             parameters = None
         if page is not None:
             since_ms = window.until_ms if parameters is None else reached(log_type, page, window)
-            identities = write_page(run, log_type, window, page, since_ms, seen, tally)
-            received += len(identities - before)
-            before = identities
+            write_page(run, log_type, tally, window, page, since_ms)
         if parameters is not None:
             try:
                 page = yield from ask(run, log_type, parameters, tally)
@@ -1035,12 +1051,12 @@ def read_window(run: Run, log_type: LogType, tally: Counter[str]) -> Turns[None]
                 if log_type.cursor not in parameters:
                     raise
                 page = None
-    if first.total is not None and received < first.total:
-        span = f"{iso(window.start_ms)} to {iso(window.until_ms)}"
-        log.warning("%s: a hole: Duo counts %d events from %s, its pages held %d", name, first.total, span, received)
+    if first.total is not None and tally.received < first.total:
+        counts = f"Duo counts {counted(first.total, 'event')}, its pages held {tally.received:,}"
+        log.warning("%s: a hole: from %s to %s %s", name, iso(window.start_ms), iso(window.until_ms), counts)
 
 
-def open_window(run: Run, log_type: LogType, tally: Counter[str]) -> Turns[tuple[Window, Requests, Page] | None]:
+def open_window(run: Run, log_type: LogType, tally: Tally) -> Turns[tuple[Window, Requests, Page] | None]:
     """The window to read, the requests that read it, and its first page; None where there is nothing to read."""
     for _ in range(2):
         window = choose_window(run, log_type)
@@ -1052,7 +1068,7 @@ def open_window(run: Run, log_type: LogType, tally: Counter[str]) -> Turns[tuple
         # The first answer tells Duo's clock. A window that reached into what Duo does not show yet may have
         # come back empty for that alone, and one that ended far too early leaves events for later: once more.
         too_far = page.date_ms is not None and window.until_ms > page.date_ms - log_type.delay_ms
-        if not too_far and abs(run.duo.clock_offset_s - offset_s) <= CLOCK_S:
+        if not too_far and abs(run.duo.clock_offset_s - offset_s) <= JITTER_S:
             return window, requests, page
     raise GaveUp("Duo's Date jumps to and fro")
 
@@ -1071,21 +1087,21 @@ def choose_window(run: Run, log_type: LogType) -> Window | None:
         ahead, where = duration(position.since_ms - now_ms), f"{log_type.since_key} in {run.checkpoints.path}"
         log.warning("%s: %s is %s ahead of now, and until then nothing is collected", log_type.name, where, ahead)
     start_ms = max(position.since_ms - run.settings.lookback_ms, position.complete_ms, edge_ms)
-    return Window(start_ms, until_ms) if position.since_ms < until_ms else None
+    return Window(start_ms, until_ms) if start_ms < until_ms and position.since_ms <= now_ms else None
 
 
-def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Counter[str]) -> Turns[Page]:
+def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Tally) -> Turns[Page]:
     """One page, tried until Duo gives it. Raises Refused, BadRequest, or GaveUp at the end of patience."""
     pace, last_try = run.paces[log_type], float("inf")
     failing: dict[type[Failed], float] = {}  # since when there has been nothing but that
     while True:
         yield pace.due
-        sent = time.monotonic()
-        tally["request"] += 1
+        sent = run.clock()
+        tally.requests += 1
         try:
             page = request_page(run.duo, log_type, parameters)
         except Failed as problem:
-            now, first = time.monotonic(), not failing
+            now, first = run.clock(), not failing
             if isinstance(problem, Limited):
                 failing.pop(Failed, None)  # Duo is there
                 pace.limited(sent)
@@ -1103,44 +1119,42 @@ def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Count
             return page
 
 
-def write_page(
-    run: Run, log_type: LogType, window: Window, page: Page, since_ms: int, seen: Counter[str], tally: Counter[str]
-) -> frozenset[str]:
-    """Write what is new on a page, then move the checkpoint; return the identities of all its events.
-
-    Raises CollectorError.
-    """
+def write_page(run: Run, log_type: LogType, tally: Tally, window: Window, page: Page, since_ms: int) -> None:
+    """Write what is new on a page, then move the checkpoint to `since_ms`. Raises CollectorError."""
     position = run.checkpoints.positions[log_type]
     added = {"eventtype": log_type.name, "host": run.settings.host}  # as Duo's own client does
     tail = "," + json.dumps(added, separators=(",", ":"))[1:] + "\n"
     if log_type.cursor is None:
-        seen.clear()  # such a page starts with a whole second, and with it the count of equal events
+        tally.seen.clear()  # such a page starts with a whole second, and with it the count of equal events
     lines: list[str] = []
     identities: dict[str, int] = {}
-    for time_ms, event in in_order(page.events, window.start_ms):
-        if log_type.cursor is None and time_ms < window.start_ms:
-            continue  # of the second that by_mintime asked for in addition
-        identity = identify(log_type, event.value, seen)
-        if identity not in position.written and identity not in identities:
+    for event in in_order(page.events):
+        early_ms = 0 if event.time_ms is None else window.start_ms - event.time_ms
+        if log_type.cursor is None and 0 < early_ms <= log_type.unit_ms:
+            continue  # of the second that by_mintime asks for in addition
+        identity = identify(log_type, event.value, tally.seen)
+        if identity not in position.written and identity not in tally.latest and identity not in identities:
             lines.append(to_line(event, tail))
-        identities[identity] = int(time_ms)
+        # An odd time says nothing about where in the window Duo has the event.
+        identities[identity] = window.until_ms if event.time_ms is None or early_ms > 0 else int(event.time_ms)
     if lines:
         run.output.write(escape_non_ascii("".join(lines)))
-        tally["event"] += len(lines)
     moved = position.moved(since_ms, identities, run.settings.lookback_ms)
     if moved != position:
         run.checkpoints.save(log_type, moved, run.duo.clock_offset_s)
     run.output.unsaved = False
-    return frozenset(identities)
+    tally.written += len(lines)
+    tally.received += len(identities.keys() - tally.latest)
+    tally.latest = frozenset(identities)
 
 
-def in_order(events: list[Event], time_ms: float) -> list[tuple[float, Event]]:
-    """Events with their times, sorted by them; one without a time stays with the one before it."""
-    timed = []
+def in_order(events: list[Event]) -> list[Event]:
+    """Events sorted by their times; one without a time stays behind the one before it."""
+    timed, time_ms = [], 0.0
     for event in events:
         time_ms = time_ms if event.time_ms is None else event.time_ms
         timed.append((time_ms, event))
-    return sorted(timed, key=itemgetter(0))
+    return [event for _, event in sorted(timed, key=itemgetter(0))]
 
 
 # The command line
@@ -1240,7 +1254,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     say("--once", action="store_true", help="one pass until caught up, then exit (for cron, a timer, a shell)")
     say("--interval", metavar="SECONDS", help="pause between two passes (DUO_INTERVAL, or 300)")
     say("--log-types", metavar="LIST", help=f"of {','.join(LOG_TYPES)} (DUO_LOG_TYPES, or the first three)")
-    say("--since", metavar="WHEN", help="start here, not at the checkpoint: 2026-11-01T08:00Z, 2026-11-01, 90m, 24h, now")
+    say("--since", metavar="WHEN", help="start here, not at the checkpoint: 2026-11-01T08:00Z, 2026-11-01, 24h, now")
     say("--env-file", metavar="PATH", help="settings file (.env beside the script)")
     say("--checkpoint-file", metavar="PATH", help="(DUO_CHECKPOINT_FILE, or checkpoints.json beside the script)")
     say = parser.add_mutually_exclusive_group().add_argument

@@ -1,0 +1,350 @@
+"""What goes wrong between the collector and Duo: faults, limits, refusals, clocks."""
+
+import json
+import re
+import socket
+import subprocess
+import time
+from collections import Counter
+
+import pytest
+from conftest import wait_for
+from duo_simulator import FAULT_KINDS, LOG_TYPES, make_events
+
+import duo_collector
+
+DEFAULT = ("authentication", "administrator", "telephony")
+MINUTE, HOUR = 60_000, 3_600_000
+
+
+def now_ms():
+    return int(time.time() * 1000)
+
+
+def fill(duo, count, log_types=DEFAULT):
+    end = duo.now_ms() - 8 * MINUTE
+    for log_type in log_types:
+        duo.add(log_type, make_events(log_type, count, end - 6 * HOUR, end))
+
+
+def canonical(events):
+    return Counter(json.dumps(event, sort_keys=True) for event in events)
+
+
+def assert_all_written(duo, events, log_types=DEFAULT):
+    for log_type in log_types:
+        of_type = [dict(event) for event in events if event["eventtype"] == log_type]
+        for event in of_type:
+            del event["eventtype"], event["host"]
+        assert canonical(of_type) == canonical(duo.events(log_type)), log_type
+
+
+@pytest.mark.parametrize("fault", FAULT_KINDS)
+def test_a_fault_passes(duo, collector, fault):
+    fill(duo, 1_200)
+    duo.rules.stall_s = 0.3
+    for log_type in DEFAULT:
+        duo.inject(log_type, None, fault)
+    if fault == "clock_401":  # an outage that Duo had once; the next pass goes on
+        assert collector.once().status == 77
+        return
+    result = collector.once()
+    assert result.status == 0, result.stderr
+    assert_all_written(duo, result.events)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_mix_of_all_faults_loses_nothing_and_writes_nothing_twice(duo, collector, seed):
+    fill(duo, 1_500, LOG_TYPES)
+    duo.rules.short_pages = True
+    duo.rules.fault_rate, duo.rules.stall_s = 0.25, 0.2
+    duo._fault_random.seed(seed)
+    events = []
+    for _ in range(6):
+        result = collector.once("--log-types", ",".join(LOG_TYPES), timeout=200)
+        events += result.events
+        if result.status == 0:
+            break
+        assert result.status == 75, result.stderr
+    assert result.status == 0, result.stderr
+    assert_all_written(duo, events, LOG_TYPES)
+    assert "Traceback" not in result.stderr
+
+
+NONSENSE = {
+    "not the list": b'{"stat":"OK","response":{"authlogs":{"a":1},"metadata":{}}}',
+    "no list": b'{"stat":"OK","response":{"metadata":{"next_offset":null,"total_objects":0}}}',
+    "a null list": b'{"stat":"OK","response":{"authlogs":null}}',
+    "the list elsewhere": b'{"stat":"OK","response":{"metadata":{"authlogs":[]}}}',
+    "stat is missing": b'{"response":{"authlogs":[],"metadata":{}}}',
+    "a cursor of another kind": b'{"stat":"OK","response":{"authlogs":[{"txid":"x"}],"metadata":{"next_offset":{"a":1}}}}',
+    "metadata of another kind": b'{"stat":"OK","response":{"authlogs":[{"txid":"x"}],"metadata":[1]}}',
+    "NaN": b'{"stat":"OK","response":{"authlogs":[{"txid":"x","n":NaN}],"metadata":{}}}',
+    "a list that does not end": b'{"stat":"OK","response":{"authlogs":[{"txid":"x"}',
+    "a trailing comma": b'{"stat":"OK","response":{"authlogs":[{"txid":"x"},]}}',
+    "two documents": b'{"stat":"OK","response":{"authlogs":[]}}{"stat":"OK"}',
+    "not UTF-8": b'{"stat":"OK","response":{"authlogs":[{"txid":"\xff"}],"metadata":{}}}',
+    "deep nesting": b'{"stat":"OK","response":{"authlogs":[' + b"[" * 200_000,
+    "a list": b"[]",
+    "nothing": b"",
+}
+
+
+def test_answers_that_make_no_sense_are_asked_for_again(duo, collector):
+    fill(duo, 20, ["authentication"])
+    headers = {"Content-Type": "application/json"}
+    # one after the other, with a good page in between so that none waits longer than a second
+    for body in NONSENSE.values():
+        process_once_with(duo, collector, (200, headers, body))
+    assert_all_written(duo, collector.once("--log-types", "authentication", "--since", "24h").events, ["authentication"])
+
+
+def process_once_with(duo, collector, answer):
+    asked = len(duo.requests)
+    duo.inject("authentication", answer)
+    settings = duo_collector.Settings(
+        base_url=duo.url, host=duo.host, integration_key=duo.ikey, secret_key=duo.skey,
+        log_types=(), checkpoint_file="", seeds={}, since_ms=None, interval_s=1,
+        requests_per_minute=1, lookback_ms=0,
+    )  # fmt: skip
+    client = duo_collector.Duo(settings)
+    window = duo_collector.Window(now_ms() - HOUR, now_ms() - 3 * MINUTE)
+    log_type = duo_collector.LOG_TYPES["authentication"]
+    parameters = next(duo_collector.by_cursor(log_type, window))
+    with pytest.raises(duo_collector.Failed):
+        duo_collector.request_page(client, log_type, parameters)
+    client.session.close()
+    assert len(duo.requests) == asked + 1
+
+
+@pytest.mark.parametrize("retry_after", [None, "seconds", "date"])
+def test_a_429_is_waited_out(duo, collector, retry_after):
+    fill(duo, 2_500, ["telephony"])
+    duo.rules.rate_limit, duo.rules.rate_window_s, duo.rules.retry_after = 2, 4.0, retry_after
+    result = collector.once("--log-types", "telephony")
+    assert result.status == 0, result.stderr
+    assert_all_written(duo, result.events, ["telephony"])
+    assert "Duo limits requests (429 42901 Too Many Requests)" in result.stderr
+    if retry_after:
+        for before, after in zip(duo.requests, duo.requests[1:]):
+            if before.status == 429:
+                assert after.status == 200, "a Retry-After that was honoured is never met by a second 429"
+
+
+def test_a_retry_after_beyond_all_patience_ends_the_pass_at_once(duo, collector):
+    headers = {"Content-Type": "application/json", "Retry-After": "3600"}
+    body = b'{"code":42901,"message":"Too Many Requests","stat":"FAIL"}'
+    duo.inject("authentication", (429, headers, body))
+    result = collector.once("--log-types", "authentication")
+    assert (result.status, len(duo.requests)) == (75, 1)
+
+
+def test_administrator_events_keep_coming_while_authentication_is_limited(duo, collector):
+    fill(duo, 1_200)
+    duo.inject("authentication", *["error_429"] * 4)
+    process = collector.start("--once")
+    seen = [json.loads(process.stdout.readline())["eventtype"] for _ in range(2_400)]
+    assert Counter(seen) == {"administrator": 1_200, "telephony": 1_200}
+    rest = [json.loads(line) for line in process.stdout]
+    assert (len(rest), process.wait(30)) == (1_200, 0)
+    process.stderr.close()
+
+
+def test_the_pace_never_exceeds_the_setting(duo, collector):
+    fill(duo, 400)
+    duo.rules.short_pages = True
+    result = collector.once(environ={"DUO_REQUESTS_PER_MINUTE": "240"})
+    assert result.status == 0
+    for log_type in DEFAULT:
+        times = [request.monotonic for request in duo.requests if request.log_type == log_type]
+        assert len(times) >= 2
+        # a request a quarter of a second; what the machine delays one is not held against the next
+        assert all(after - before > 0.2 for before, after in zip(times, times[1:]))
+
+
+def limited_drain(limit, window_s, pages, per_minute):
+    """Drain `pages` against a sliding limit, in simulated time: (time in s over its floor, share of 429s)."""
+    pace, now, let_through, refused = duo_collector.Pace(per_minute), 0.0, [], 0
+    while len(let_through) < pages:
+        now = max(now, pace.due)
+        if sum(1 for at in let_through if at > now - window_s) < limit:
+            let_through.append(now)
+            pace.page(now)
+        else:
+            refused += 1
+            pace.limited(now)
+        now += 0.05
+    floor = (pages - 1) // limit * window_s
+    return now / floor, refused / (pages + refused)
+
+
+@pytest.mark.parametrize("pages", [60, 100, 300, 1000])
+def test_a_limit_four_times_lower_costs_little(pages):
+    runs = [limited_drain(12, 60, pages, 48) for _ in range(20)]
+    times, refusals = sorted(run[0] for run in runs), sorted(run[1] for run in runs)
+    assert times[-1] <= 1.5
+    assert refusals[10] <= 0.1
+
+
+def test_patience_with_429_lasts_five_minutes(duo, collector, monkeypatch):
+    """In simulated time: what waits is the generator's caller, so no clock of the machine is involved."""
+    clock = [0.0]
+    limited = duo_collector.Limited("429")
+    monkeypatch.setattr(duo_collector, "request_page", raising(limited))
+    log_type = duo_collector.LOG_TYPES["telephony"]
+    run = duo_collector.Run(None, None, None, None, {log_type: duo_collector.Pace(50)}, None, lambda: clock[0])
+    tally = duo_collector.Tally()
+    tries = duo_collector.ask(run, log_type, {}, tally)
+    with pytest.raises(duo_collector.GaveUp):
+        while True:
+            clock[0] = max(clock[0], next(tries))
+    assert clock[0] == 300
+    assert 8 <= tally.requests <= 12
+
+
+def raising(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def hang(handler):
+    time.sleep(60)
+
+
+def drip(handler):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+    for _ in range(600):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.1)
+
+
+OUTAGES = {"hang": (hang, "Read timed out"), "drip": (drip, "no complete answer within 30 s"), "503": ("error_503", "503")}
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+def test_what_only_fails_is_given_up_after_some_30_s(duo, collector, outage):
+    fault, said = OUTAGES[outage]
+    duo.inject(None, *[fault] * 30)
+    start = time.monotonic()
+    result = collector.once("--log-types", "authentication", timeout=120)
+    assert result.status == 75
+    assert said in result.stderr.splitlines()[-1]
+    assert 15 < time.monotonic() - start < 75
+    assert not collector.checkpoint_file.exists()
+
+
+def test_nobody_listens(duo, collector):
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        where = {"DUO_API_HOST": f"http://127.0.0.1:{bound.getsockname()[1]}"}
+        result = collector.once(environ=where, timeout=120)
+    assert result.status == 75
+    assert result.stderr.count("Connection refused") >= 3
+    assert "Traceback" not in result.stderr
+
+
+def test_an_answer_without_end_is_cut_off(duo, collector):
+    def endless(handler):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
+        for _ in range(2_000):
+            handler.wfile.write(b" " * 100_000)
+
+    fill(duo, 10, ["authentication"])
+    duo.inject("authentication", endless)
+    result = collector.once("--log-types", "authentication")
+    assert result.status == 0, result.stderr
+    assert "an answer of more than 100,000,000 bytes" in result.stderr
+    assert_all_written(duo, result.events, ["authentication"])
+
+
+@pytest.mark.parametrize("status", [403, 404, 400])
+def test_a_log_type_that_duo_refuses_does_not_stop_the_others(duo, collector, status):
+    fill(duo, 30)
+    duo.rules.missing["authentication"] = status
+    result = collector.once()
+    assert result.status == (75 if status == 400 else 77)
+    assert_all_written(duo, result.events, ["administrator", "telephony"])
+    assert len([request for request in duo.requests if request.log_type == "authentication"]) == 1
+    assert re.search("ERROR authentication: 0 events in 1 request, up to [^ ]+; Duo [^\n]*" + str(status), result.stderr)
+    if status == 403:
+        assert 'tick "Grant read log"' in result.stderr
+
+
+def test_wrong_keys_are_tried_once_and_explained(duo, collector):
+    result = collector.once(environ={"DUO_SECRET_KEY": "0" * 40})
+    assert (result.status, len(duo.requests), result.stdout) == (77, 3, "")
+    assert "401 40103 Invalid signature in request credentials" in result.stderr
+    assert "stray spaces" in result.stderr
+    assert not collector.checkpoint_file.exists()
+
+
+def test_77_outweighs_75(duo, collector):
+    fill(duo, 5)
+    duo.rules.missing["administrator"] = 403
+    headers = {"Retry-After": "1000"}
+    duo.inject("telephony", (503, headers, b"down"))
+    result = collector.once()
+    assert result.status == 77
+    assert "telephony: 0 events in 1 request" in result.stderr
+    assert_all_written(duo, result.events, ["authentication"])
+
+
+def test_loop_mode_outlives_refusals_and_outages(duo, collector):
+    fill(duo, 10, ["authentication"])
+    duo.rules.no_permission = True
+    process = collector.start("--log-types", "authentication", "--interval", "0.2", stdout=subprocess.PIPE)
+    wait_for(lambda: len(duo.requests) >= 3, "three passes")
+    duo.rules.no_permission = False
+    assert sum(1 for _ in zip(range(10), process.stdout)) == 10
+    duo.stop()
+    time.sleep(0.5)
+    duo.start()
+    fresh = make_events("authentication", 1, now_ms() - 200_000, now_ms() - 199_000, seed=9)
+    duo.add("authentication", fresh)
+    assert json.loads(process.stdout.readline())["txid"] == fresh[0]["txid"]
+    process.terminate()
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert b"Duo refuses the permission" in stderr
+
+
+@pytest.mark.parametrize("offset_s", [-600, -200, -20, 20, 200, 600])
+@pytest.mark.parametrize("young", ["cut", "empty"])
+def test_a_wrong_local_clock_neither_loses_nor_delays(duo, collector, offset_s, young):
+    duo.rules.clock_offset, duo.rules.young = offset_s, young
+    names = ["authentication", "administrator"]
+    for log_type, (key, unit_ms) in {"authentication": ("AUTH_SINCE_TIME", 1), "administrator": ("ADMIN_SINCE_TIME", 1000)}.items():
+        collector.environ[key] = str((duo.now_ms() - HOUR) // unit_ms)
+        end = duo.now_ms() - 150_000
+        duo.add(log_type, make_events(log_type, 40, end - 30_000, end))
+    first = collector.once("--log-types", ",".join(names))
+    assert first.status == 0, first.stderr
+    assert_all_written(duo, first.events, names)
+    said = f"local clock is {abs(offset_s)} s {'behind' if offset_s > 0 else 'ahead of'} Duo's"
+    near = [said.replace(str(abs(offset_s)), str(abs(offset_s) + by)) for by in (-2, -1, 0, 1, 2)]
+    assert sum(first.stderr.count(text) for text in near) == (abs(offset_s) > 30)
+    assert all(int(r.params["maxtime"]) <= r.wall * 1000 + offset_s * 1000 - 119_000
+               for r in duo.requests[-3:] if "maxtime" in r.params)
+
+    end = duo.now_ms() - 125_000
+    duo.add("authentication", make_events("authentication", 5, end - 2_000, end, seed=2))
+    second = collector.once("--log-types", ",".join(names))
+    assert (second.status, len(second.events)) == (0, 5), second.stderr
+    assert len(duo.requests) < 12
+
+
+def test_a_clock_that_is_set_right_is_believed(duo, collector):
+    duo.rules.clock_offset = 600
+    fill(duo, 10, ["authentication"])
+    assert len(collector.once("--log-types", "authentication").events) == 10
+    duo.rules.clock_offset = 0
+    duo.add("authentication", make_events("authentication", 3, now_ms() - 200_000, now_ms() - 190_000, seed=4))
+    # the checkpoint is ten minutes ahead of this Duo; nothing can be read before, nothing is lost
+    result = collector.once("--log-types", "authentication")
+    assert result.status == 0, result.stderr
+    assert "ahead of now" in result.stderr
+
+
