@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import codecs
 import contextlib
 import email.utils
 import fcntl
@@ -192,8 +193,10 @@ def load_env_file(path: str, required: bool) -> None:
     if stat.S_ISREG(mode) and mode & 0o077:
         log.warning("%s can be read by other users, and may hold the secret key: chmod 600 it", path)
     for name, value in values.items():
-        if value is not None and "\0" not in value:
-            os.environ.setdefault(name, value)
+        try:
+            os.environ.setdefault(name, value or "")
+        except ValueError:
+            raise CollectorError(f"settings file {path}: {name!r} cannot be a variable", 78) from None
 
 
 def load_settings(options: argparse.Namespace, environ: Mapping[str, str], now_ms: int) -> Settings:
@@ -206,9 +209,10 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], now_m
             return parse(text)
         except ValueError as wrong:
             label, status = (variable, 78) if given is None else (option, 2)
-            found = f"is {text!r}" if text else "is not set" if given is None else "is empty"
+            found = f"is {shown(text)}" if text else "is not set" if given is None else "is empty"
             raise CollectorError(f"{label} {found}: {wrong}", status) from None
 
+    setting("REQUESTS_CA_BUNDLE", "", parse_bundle)
     beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "checkpoints.json")
     online = not options.status  # --status makes no request, so it needs no host and no keys
     base_url, host = setting("DUO_API_HOST", "", parse_host) if online else ("", "")
@@ -230,11 +234,12 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], now_m
 def parse_host(text: str) -> tuple[str, str]:
     """Read DUO_API_HOST as (base URL, host name). Raises ValueError."""
     scheme, _, rest = text.rpartition("://")
-    match = re.fullmatch(r"([A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[::1\])(:[0-9]{1,5})?", rest)
-    if scheme not in ("https", "http", "") or not match:
+    label = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+    match = re.fullmatch(rf"(?P<name>{label}(\.{label})*|\[::1\])(?P<port>:[0-9]{{1,5}})?", rest)
+    if scheme not in ("https", "http", "") or not match or int((match["port"] or ":0")[1:]) > 65535:
         raise ValueError("write https://api-XXXXXXXX.duosecurity.com, the API hostname with nothing after it")
-    name, port = match[1].lower(), match[2] or ""
-    loopback = re.fullmatch(r"localhost|127(\.[0-9]{1,3}){3}|\[::1\]", name)
+    name, port = match["name"].lower(), match["port"] or ""
+    loopback = re.fullmatch(r"localhost|127(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}|\[::1\]", name)
     if scheme == "http" and not loopback:
         raise ValueError("write https://; plain http:// is for a loopback address only")
     if port and not loopback:
@@ -267,8 +272,14 @@ def load_secret_key(environ: Mapping[str, str]) -> str:
             text = file.read(10_000)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise CollectorError(f"DUO_SECRET_KEY_FILE {path} cannot be read: {reason}", 78) from None
-    return parse_key(f"the key in DUO_SECRET_KEY_FILE {path}", text[:-1] if text.endswith("\n") else text)
+        raise CollectorError(f"DUO_SECRET_KEY_FILE {shown(path)} cannot be read: {reason}", 78) from None
+    return parse_key(f"the key in DUO_SECRET_KEY_FILE {shown(path)}", text[:-1] if text.endswith("\n") else text)
+
+
+def shown(text: str) -> str:
+    """What was found, for a message: short, and not if it may be the secret key in a wrong place."""
+    secret = re.search(r"(?<![A-Za-z0-9])[A-Za-z0-9]{40}(?![A-Za-z0-9])", text)
+    return "what looks like a secret key" if secret else one_line(repr(text))
 
 
 def parse_log_types(text: str) -> tuple[LogType, ...]:
@@ -284,6 +295,13 @@ def parse_path(text: str) -> str:
     if not text or "\0" in text:
         raise ValueError("write the path of a file")
     return os.path.realpath(text)
+
+
+def parse_bundle(text: str) -> str:
+    """Check REQUESTS_CA_BUNDLE, which requests reads by itself. Raises ValueError."""
+    if text and not os.path.exists(text):
+        raise ValueError("write the path of a file or folder of certificates; there is none")
+    return text
 
 
 def number(unit: str, least: float, most: float) -> Callable[[str], float]:
@@ -435,8 +453,6 @@ class Duo:
 
     def get(self, path: str, parameters: Mapping[str, str]) -> Answer:
         """One signed request, one answer of any kind. Raises Failed where none came."""
-        import requests
-
         sent_ms, settings = time.time() * 1000, self.settings
         date = email.utils.formatdate(sent_ms / 1000 + self.clock_offset_s)
         signature = DuoSignature(settings.integration_key, settings.secret_key, settings.host, date)
@@ -453,7 +469,7 @@ class Duo:
         except Failed:
             self.session.close()  # so that the rest of that answer is not taken for the next one
             raise
-        except requests.exceptions.RequestException as error:
+        except (OSError, ValueError) as error:  # all of requests' own are OSErrors; some of urllib3's slip through
             raise Failed(f"no answer from {settings.host}: {innermost(error)}") from None
         log.debug("GET %s: %d, %s", url, response.status_code, counted(len(body), "byte"))
         return Answer(response.status_code, response.headers, bytes(body), sent_ms, time.time() * 1000)
@@ -635,13 +651,13 @@ class Window(NamedTuple):
 
 
 def reached(log_type: LogType, page: Page, window: Window) -> int:
-    """The time in ms up to which nothing of the window can follow this page, but of that very instant.
+    """The time in ms up to which this page shows all that is left of the window, but for that very instant.
 
     A time outside the window is odd, and says nothing.
     """
     times = [event.time_ms for event in page.events if event.time_ms is not None] if log_type.ordered else []
-    within = [time_ms for time_ms in times if window.start_ms <= time_ms <= window.until_ms]
-    return int(max(within, default=window.start_ms)) // log_type.unit_ms * log_type.unit_ms
+    within = [time_ms for time_ms in times if window.start_ms <= time_ms <= window.until_ms] or [window.start_ms]
+    return int(within[-1] if log_type.sort else max(within)) // log_type.unit_ms * log_type.unit_ms
 
 
 # It yields the parameters of a request, and is sent the page they brought; it ends when the window is drained.
@@ -651,9 +667,9 @@ Requests = Generator[dict[str, str], Optional[Page], None]
 def by_cursor(log_type: LogType, window: Window) -> Requests:
     """Read a window by cursor.
 
-    A cursor that Duo refuses (it is sent None then), or that comes again, is a fault and not the
-    end of the window: where events come in order, the walk goes on from the last one's own time.
-    Raises GaveUp where they do not.
+    A cursor that Duo refuses (it is sent None then), or that comes again, is a fault. Where events
+    come in order it is not the end of the window: the walk goes on from the last one's own time.
+    Raises GaveUp.
     """
     fixed = {"limit": str(log_type.page_size), "maxtime": str(window.until_ms)}
     fixed.update({"sort": log_type.sort} if log_type.sort else {})
@@ -668,9 +684,9 @@ def by_cursor(log_type: LogType, window: Window) -> Requests:
             cursor = page.cursor
         if page is not None and cursor not in seen:
             seen.add(cursor)
-        elif not log_type.ordered:
-            raise GaveUp("Duo's cursor leads nowhere")
-        elif reached_ms < start_ms:
+        elif page is None and not log_type.ordered:
+            raise GaveUp("Duo refuses the cursor that it gave")
+        elif reached_ms < start_ms or not log_type.ordered:
             return
         else:  # a millisecond that was asked for before has shown what it has
             start_ms, cursor = reached_ms + (reached_ms == start_ms), ""
@@ -686,10 +702,11 @@ def by_mintime(log_type: LogType, window: Window) -> Requests:
     while True:
         page = yield {"mintime": str(second - early)}
         events = page.events if page is not None else []
-        seconds = Counter(int(event.time_ms // 1000) for event in events if event.time_ms is not None)
+        times = (event.time_ms for event in events if event.time_ms is not None)
+        seconds = Counter(int(time_ms // 1000) for time_ms in times if time_ms <= window.until_ms)
         last, included = max(seconds, default=0), early == 1 and second - 1 in seconds
         early = 0 if included else early
-        if last * 1000 > window.until_ms or (last < second and not included):
+        if last < second and not included:
             return
         if (last, seconds[last]) > (second, shown):
             second, shown = last, seconds[last]
@@ -741,13 +758,11 @@ class Checkpoints:
 
     def _read(self, log_type: LogType, seed_ms: int) -> Position:
         key = log_type.since_key
-        if key not in self.document:
-            return Position.fresh(seed_ms)
-        value = self.document[key]
+        value = self.document.get(key, seed_ms // log_type.unit_ms)
         try:
             since_ms = log_type.parse_since(json.dumps(value))
         except ValueError as wrong:
-            found = one_line(json.dumps(value))
+            found = one_line(json.dumps(value)[:60])
             raise CollectorError(f"checkpoint file {self.path}: {key} is {found}: {wrong}", 78) from None
         try:
             kept = self.document.get("written", {}).get(log_type.name)
@@ -755,7 +770,7 @@ class Checkpoints:
                 return Position.fresh(since_ms)
             written = {identity: int(at) for identity, at in kept["events"].items()}
             return Position(since_ms, min(int(kept["from"]), since_ms), written)
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             remedy = "restore the file, or take that key out of it; then some events are written twice"
             raise CollectorError(f'checkpoint file {self.path}: "written" is damaged: {remedy}', 78) from None
 
@@ -776,7 +791,8 @@ class Checkpoints:
         self.positions[log_type] = position
         since = self.document[log_type.since_key] = position.since_ms // log_type.unit_ms
         kept = {"since": since, "from": position.complete_ms, "events": position.written}
-        self.document.setdefault("written", {})[log_type.name] = kept
+        written = self.document.pop("written", {})
+        self.document["written"] = {**written, log_type.name: kept}  # behind what people read
         self.document["clock_offset_s"] = int(clock_offset_s)
         if abs(clock_offset_s) <= JITTER_S:
             del self.document["clock_offset_s"]
@@ -845,6 +861,15 @@ def lock(path: str) -> None:
 # Output
 
 
+def escape(error: UnicodeError) -> tuple[str, int]:
+    """Encode what is not ASCII as JSON escapes it; JSON text has it inside strings only."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error("json", escape)
+
+
 class Output:
     """Lines on stdout, in one write a page."""
 
@@ -858,9 +883,9 @@ class Output:
         self.unsaved = False  # something was written that no checkpoint knows of yet
 
     def write(self, text: str) -> None:
-        """Write ASCII text, all of it, and in a regular file durably. Raises CollectorError."""
+        """Write JSON text, all of it, as ASCII, and in a regular file durably. Raises CollectorError."""
         self.unsaved = True
-        rest = memoryview(("\n" + text if self.torn else text).encode("ascii"))
+        rest = memoryview(("\n" + text if self.torn else text).encode("ascii", "json"))
         self.torn = False
         try:
             while rest:
@@ -895,11 +920,6 @@ def to_line(event: Event, tail: str) -> str:
     if "eventtype" in event.value or "host" in event.value:
         text = json.dumps({name: value for name, value in event.value.items() if name not in ("eventtype", "host")})
     return text[:-1] + (tail if len(text) > 2 else tail[1:])
-
-
-def escape_non_ascii(text: str) -> str:
-    """JSON text with all that is not ASCII, and so inside a string, escaped."""
-    return text if text.isascii() else re.sub(r"[^\x00-\x7f]+", lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def identify(log_type: LogType, event: Any, seen: Counter[str]) -> str:
@@ -990,24 +1010,28 @@ class Tally:
 Turns = Generator[float, None, T]
 
 
-def run_pass(run: Run) -> int:
-    """Collect every enabled log type until it is caught up; return the worst exit status.
+def run_passes(run: Run, once: bool) -> int:
+    """Collect every enabled log type, pause, collect it again; or `once`, until each is caught up or given up.
 
-    They take turns, a request each, so that the backlog of one does not hold up the others.
+    They take turns, a request each, and each has its own pause, so that the backlog of one does not
+    hold up the others. Returns the exit status, which after SIGTERM or SIGINT is 0 in a loop.
     """
-    status = 0
     turns = {log_type: collect(run, log_type) for log_type in run.settings.log_types}
-    due = dict.fromkeys(turns, 0.0)
-    while turns:
-        log_type = min(turns, key=due.__getitem__)
+    due, statuses, busy = dict.fromkeys(turns, 0.0), dict.fromkeys(turns, 0), set(turns)
+    while busy or not once:
+        log_type = min(due, key=due.__getitem__)
         if run.stop.wait(max(0, due[log_type] - run.clock())):
-            return max(status, GaveUp.status)
+            return max(GaveUp.status, *statuses.values()) if once else 0
         try:
             due[log_type] = next(turns[log_type])
+            busy.add(log_type)
         except StopIteration as end:
-            status = max(status, end.value)
-            del turns[log_type]
-    return status
+            statuses[log_type], turns[log_type] = end.value, collect(run, log_type)
+            due[log_type] = run.clock() + run.settings.interval_s
+            busy.discard(log_type)
+            if not busy:
+                run.duo.session.close()  # Duo would have closed the connection by the next pass
+    return max(statuses.values())
 
 
 def collect(run: Run, log_type: LogType) -> Turns[int]:
@@ -1092,16 +1116,20 @@ def choose_window(run: Run, log_type: LogType) -> Window | None:
 
 def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Tally) -> Turns[Page]:
     """One page, tried until Duo gives it. Raises Refused, BadRequest, or GaveUp at the end of patience."""
-    pace, last_try = run.paces[log_type], float("inf")
+    pace, last_try, why = run.paces[log_type], float("inf"), ""
     failing: dict[type[Failed], float] = {}  # since when there has been nothing but that
+    if pace.due > run.clock() + Limited.patience_s:
+        raise GaveUp(f"Duo wants no request for another {duration((pace.due - run.clock()) * 1000)}")
     while True:
         yield pace.due
         sent = run.clock()
+        if sent > last_try + 1:  # the turns of others have taken so long
+            raise GaveUp(why)
         tally.requests += 1
         try:
             page = request_page(run.duo, log_type, parameters)
         except Failed as problem:
-            now, first = run.clock(), not failing
+            now, first, why = run.clock(), not failing, f"{problem}; given up for this pass"
             if isinstance(problem, Limited):
                 failing.pop(Failed, None)  # Duo is there
                 pace.limited(sent)
@@ -1110,7 +1138,7 @@ def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Tally
             last_try = failing.setdefault(type(problem), sent) + problem.patience_s
             pace.due = max(pace.due, now + problem.retry_after_s)
             if now >= last_try or now + problem.retry_after_s > last_try:
-                raise GaveUp(f"{problem}; given up for this pass") from None
+                raise GaveUp(why) from None
             pace.due = min(pace.due, last_try)
             level = logging.INFO if first else logging.DEBUG
             log.log(level, "%s: %s; again in %.0f s", log_type.name, problem, pace.due - now)
@@ -1138,7 +1166,7 @@ def write_page(run: Run, log_type: LogType, tally: Tally, window: Window, page: 
         # An odd time says nothing about where in the window Duo has the event.
         identities[identity] = window.until_ms if event.time_ms is None or early_ms > 0 else int(event.time_ms)
     if lines:
-        run.output.write(escape_non_ascii("".join(lines)))
+        run.output.write("".join(lines))
     moved = position.moved(since_ms, identities, run.settings.lookback_ms)
     if moved != position:
         run.checkpoints.save(log_type, moved, run.duo.clock_offset_s)
@@ -1164,7 +1192,8 @@ GRACE_S = 3  # what is left, after SIGTERM, for a page that is being written
 
 def check(settings: Settings) -> int:
     """Ask for a little of each log type, and say what comes of it; return the worst exit status."""
-    output, duo, worst = Output(), Duo(settings), 0
+    output, worst = Output(), 0
+    duo = Duo(settings, Checkpoints(settings.checkpoint_file, settings.seeds).clock_offset_s)
     for log_type in settings.log_types:
         until_ms = duo.now_ms() - log_type.delay_ms
         parameters = next((by_cursor if log_type.cursor else by_mintime)(log_type, Window(until_ms - 60_000, until_ms)))
@@ -1199,11 +1228,7 @@ def run_collector(settings: Settings, once: bool) -> int:
     paces = {log_type: Pace(settings.requests_per_minute) for log_type in settings.log_types}
     stop = stop_on_signals(output, GaveUp.status if once else 0)
     run = Run(settings, Duo(settings, checkpoints.clock_offset_s), checkpoints, output, paces, stop)
-    while True:
-        status = run_pass(run)
-        run.duo.session.close()  # Duo would have closed it by the next pass
-        if once or stop.wait(settings.interval_s):
-            return status if once else 0
+    return run_passes(run, once)
 
 
 def stop_on_signals(output: Output, status: int) -> threading.Event:
@@ -1267,13 +1292,21 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+class OneLine(logging.Formatter):
+    """A line a message, whatever it quotes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "".join(c if c.isprintable() else " " for c in super().format(record))
+
+
 def set_up_log() -> None:
     """Log to stderr with UTC times; without under systemd, whose journal has its own."""
     logging.raiseExceptions = False  # a stderr that cannot be written is no reason to stop
-    logging.Formatter.converter = time.gmtime
+    handler = logging.StreamHandler(sys.stderr or open(os.devnull, "w"))
     when = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    stream = sys.stderr or open(os.devnull, "w")
-    logging.basicConfig(stream=stream, format=when + "%(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
+    handler.setFormatter(OneLine(when + "%(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
+    OneLine.converter = time.gmtime
+    logging.basicConfig(handlers=[handler])
     log.setLevel(logging.INFO)
 
 
