@@ -42,7 +42,7 @@ import stat
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -936,47 +936,67 @@ def identify(log_type: LogType, event: Any, seen: Counter[str]) -> str:
 
 
 class Pace:
-    """When the next request of one log type is due; times and gaps in s, by a monotonic clock.
+    """When the next request of a log type is due; times and spans in s, by a monotonic clock.
 
-    It starts at the ceiling. A 429 pushes the next request back, doubling with jitter up to a minute.
-    The first page after that sets the pace to what Duo really let through since the last such page.
-    From there it eases back to the pace that was refused, and after 40 pages beyond it, up to the
-    ceiling. The figures are from a simulation of limits by window and by bucket.
+    Duo states its limits per minute, but neither the figure nor how it counts. So the pace is `count`
+    pages in any `span`, and it starts as one page in `shortest`, the ceiling. A 429 is first followed
+    by two short tries, for a limit that soon lets go: a page then sets the pace to what was let
+    through since the limit was met before. Where they fail, the limit is taken for one a minute: the
+    next try comes when the oldest page of the last minute is out of it, and `count` is the number of
+    pages in that minute. After enough pages without a 429 each one shortens the span by a tenth.
+    The figures were found by simulating limits by window and by bucket.
     """
 
     def __init__(self, requests_per_minute: float) -> None:
-        self.shortest = self.gap = self.refused_gap = 60 / requests_per_minute
-        self.backoff = self.retry = self.due = 0.0
-        self.refused_at = self.counted_from = 0.0
-        self.pages = 0  # since the last recovery from a 429
+        self.shortest = self.span = self.refused_span = 60 / requests_per_minute
+        self.count = 1
+        self.latest: deque[float] = deque(maxlen=int(requests_per_minute) + 2)  # when pages were asked for
+        self.pages = 0  # since the limit was met, the first of them at `since`
+        self.tries = 0  # 429s in a row, the last of them at `refused_at`
+        self.minute = 0  # pages in the minute before, once the short tries have failed
+        self.due = self.since = self.refused_at = self.backoff = 0.0
 
     def page(self, sent: float) -> None:
         """The request of `sent` brought a page."""
-        if self.backoff:
-            self.refused_gap = self.gap
-            if self.pages:  # the last wait was longer than need be: 30 % of it count
-                span = self.refused_at + 0.3 * (sent - self.refused_at) - self.counted_from
-                self.gap = min(60, max(self.gap, span / self.pages))
-            self.backoff, self.pages = 0, 0
-        elif self.pages >= 40:
-            self.gap = max(self.shortest, 0.96 * self.gap)
-        else:
-            self.gap -= 0.02 * max(0, self.gap - self.refused_gap)
+        if self.minute > 1:
+            self.count, self.span = self.minute, 61
+        elif self.tries:
+            self.refused_span = self.span = self.span / self.count
+            self.count = 1
+            if self.pages:  # the limit let go somewhere between the last two tries
+                until = (self.refused_at + sent) / 2
+                self.span = min(60, max(self.span, (until - self.since) / self.pages))
+        elif self.pages >= (40 if self.count == 1 else 25):
+            self.span = max(0.9 * self.span, self.count * self.shortest)
+        elif self.count == 1:
+            self.span -= 0.05 * max(0, self.span - self.refused_span)
+        if self.tries:
+            self.tries = self.minute = self.pages = 0
         if not self.pages:
-            self.counted_from = sent
+            self.since = sent
+        elif sent > self.due + 5:  # there was nothing to ask for
+            self.since += sent - self.due
+        self.latest.append(sent)
         self.pages += 1
-        self.retry, self.due = 0, sent + self.gap
+        self.backoff, self.due = 0, max(sent + self.shortest, self.latest[-self.count] + self.span)
 
     def limited(self, sent: float) -> None:
         """The request of `sent` was answered with 429."""
-        self.refused_at = sent
-        self.backoff = min(60, max(2, 1.5 * self.gap, 2 * self.backoff))
-        self.due = sent + self.backoff * random.uniform(1, 1.25)
+        self.tries, self.refused_at = self.tries + 1, sent
+        short_tries = 2 if self.count == 1 else 0
+        if self.tries <= short_tries:
+            wait = min(60, max(2, 2 * self.span) * (1, 4)[self.tries - 1])
+            self.due = sent + wait * random.uniform(1, 1.2)
+        elif self.tries == short_tries + 1 and self.latest and self.latest[-1] > sent - 60:
+            self.minute = sum(page > sent - 60 for page in self.latest)
+            self.due = max(sent + 2, self.latest[-self.minute] + 61)
+        else:
+            self.due = sent + random.uniform(61, 65)
 
     def failed(self, now: float) -> None:
-        """A request has failed; that says nothing about the pace."""
-        self.retry = min(60, max(1, 2 * self.retry))
-        self.due = now + self.retry * random.uniform(0.75, 1.25)
+        """A request has failed, which says nothing about the limit: doubling with jitter, up to a minute."""
+        self.backoff = min(60, max(1, 2 * self.backoff))
+        self.due = now + self.backoff * random.uniform(0.75, 1.25)
 
 
 # The pass
@@ -1021,6 +1041,7 @@ def run_passes(run: Run, once: bool) -> int:
     while busy or not once:
         log_type = min(due, key=due.__getitem__)
         if run.stop.wait(max(0, due[log_type] - run.clock())):
+            log.info("stopped by a signal; all that was written is checkpointed")
             return max(GaveUp.status, *statuses.values()) if once else 0
         try:
             due[log_type] = next(turns[log_type])
@@ -1243,15 +1264,16 @@ def stop_on_signals(output: Output, status: int) -> threading.Event:
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))  # whoever started it may block them
 
     def watch() -> None:
         while not {signal.SIGTERM, signal.SIGINT} & set(os.read(read_end, 64)):
             pass
-        log.info("stopping on a signal")
         stop.set()
         time.sleep(GRACE_S)
-        if output.unsaved:
-            log.error("stdout is not being read; the checkpoint stays before the page that was being written")
+        with contextlib.suppress(OSError):
+            if output.unsaved and select.select([], [2], [], 0)[1]:  # not where the main thread is stuck in its log
+                log.error("stdout is not being read; the checkpoint stays before the page that was being written")
         os._exit(74 if output.unsaved else status)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -1292,20 +1314,22 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-class OneLine(logging.Formatter):
-    """A line a message, whatever it quotes."""
+class StderrHandler(logging.Handler):
+    """Writes each message as one line, whatever it quotes; a stderr that fails is no reason to stop."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        return "".join(c if c.isprintable() else " " for c in super().format(record))
+    def emit(self, record: logging.LogRecord) -> None:
+        line = "".join(c if c.isprintable() else " " for c in self.format(record))
+        with contextlib.suppress(OSError):
+            os.write(2, f"{line}\n".encode(errors="backslashreplace"))
 
 
 def set_up_log() -> None:
     """Log to stderr with UTC times; without under systemd, whose journal has its own."""
-    logging.raiseExceptions = False  # a stderr that cannot be written is no reason to stop
-    handler = logging.StreamHandler(sys.stderr or open(os.devnull, "w"))
+    handler = StderrHandler() if sys.stderr is not None else logging.NullHandler()
     when = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    handler.setFormatter(OneLine(when + "%(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
-    OneLine.converter = time.gmtime
+    formatter = logging.Formatter(when + "%(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler])
     log.setLevel(logging.INFO)
 

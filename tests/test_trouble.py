@@ -181,9 +181,8 @@ def limited_drain(limit, window_s, pages, per_minute):
 @pytest.mark.parametrize("pages", [60, 100, 300, 1000])
 def test_a_limit_four_times_lower_costs_little(pages):
     runs = [limited_drain(12, 60, pages, 48) for _ in range(20)]
-    times, refusals = sorted(run[0] for run in runs), sorted(run[1] for run in runs)
-    assert times[-1] <= 1.5
-    assert refusals[10] <= 0.1
+    assert max(time for time, _ in runs) <= 1.5
+    assert max(share for _, share in runs) <= 0.1
 
 
 def test_patience_with_429_lasts_five_minutes(duo, collector, monkeypatch):
@@ -199,7 +198,7 @@ def test_patience_with_429_lasts_five_minutes(duo, collector, monkeypatch):
         while True:
             clock[0] = max(clock[0], next(tries))
     assert clock[0] == 300
-    assert 8 <= tally.requests <= 12
+    assert 5 <= tally.requests <= 10
 
 
 def raising(error):
