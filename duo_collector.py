@@ -939,11 +939,11 @@ class Pace:
     """When the next request of a log type is due; times and spans in s, by a monotonic clock.
 
     Duo states its limits per minute, but neither the figure nor how it counts. So the pace is `count`
-    pages in any `span`, and it starts as one page in `shortest`, the ceiling. A 429 is first followed
-    by two short tries, for a limit that soon lets go: a page then sets the pace to what was let
-    through since the limit was met before. Where they fail, the limit is taken for one a minute: the
-    next try comes when the oldest page of the last minute is out of it, and `count` is the number of
-    pages in that minute. After enough pages without a 429 each one shortens the span by a tenth.
+    pages in any `span`, and it starts as one page in `shortest`, the ceiling. After a 429 the waits
+    double. If one of the first three brings a page, the limit is one that soon lets go, and the pace
+    becomes what was let through since it was met before. If none does, it is taken for one a minute:
+    the next try comes when the oldest page of the last minute is out of it, and `count` is the number
+    of pages in that minute. After enough pages without a 429 each one shortens the span by a tenth.
     The figures were found by simulating limits by window and by bucket.
     """
 
@@ -953,7 +953,7 @@ class Pace:
         self.latest: deque[float] = deque(maxlen=int(requests_per_minute) + 2)  # when pages were asked for
         self.pages = 0  # since the limit was met, the first of them at `since`
         self.tries = 0  # 429s in a row, the last of them at `refused_at`
-        self.minute = 0  # pages in the minute before, once the short tries have failed
+        self.minute = 0  # pages in the minute before, where the limit is taken for one a minute
         self.due = self.since = self.refused_at = self.backoff = 0.0
 
     def page(self, sent: float) -> None:
@@ -981,17 +981,15 @@ class Pace:
         self.backoff, self.due = 0, max(sent + self.shortest, self.latest[-self.count] + self.span)
 
     def limited(self, sent: float) -> None:
-        """The request of `sent` was answered with 429."""
+        """The request of `sent` was answered with 429: doubling with jitter, up to a minute."""
         self.tries, self.refused_at = self.tries + 1, sent
-        short_tries = 2 if self.count == 1 else 0
-        if self.tries <= short_tries:
-            wait = min(60, max(2, 2 * self.span) * (1, 4)[self.tries - 1])
-            self.due = sent + wait * random.uniform(1, 1.2)
-        elif self.tries == short_tries + 1 and self.latest and self.latest[-1] > sent - 60:
-            self.minute = sum(page > sent - 60 for page in self.latest)
-            self.due = max(sent + 2, self.latest[-self.minute] + 61)
+        minute = sum(page > sent - 60 for page in self.latest)
+        if self.tries == (4 if self.count == 1 else 1) and minute > 1:
+            self.minute = minute
+            self.due = max(sent + 2, self.latest[-minute] + 61)
         else:
-            self.due = sent + random.uniform(61, 65)
+            wait = max(2, 2 * self.span if self.count == 1 else 2) * 2 ** (self.tries - 1)
+            self.due = sent + min(60, wait) * random.uniform(1, 1.2)
 
     def failed(self, now: float) -> None:
         """A request has failed, which says nothing about the limit: doubling with jitter, up to a minute."""
