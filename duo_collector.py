@@ -189,7 +189,8 @@ def load_env_file(path: str, required: bool) -> None:
             raise CollectorError(f"--env-file {path}: there is no such file", 78) from None
         return
     except (OSError, ValueError) as error:
-        raise CollectorError(f"settings file {path} cannot be read: {error}", 78) from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise CollectorError(f"settings file {path} cannot be read: {reason}", 78) from None
     if stat.S_ISREG(mode) and mode & 0o077:
         log.warning("%s can be read by other users, and may hold the secret key: chmod 600 it", path)
     for name, value in values.items():
@@ -250,7 +251,7 @@ def parse_host(text: str) -> tuple[str, str]:
 def parse_key(label: str, text: str) -> str:
     """Check a key for what copying most often adds to it, without showing it. Raises CollectorError."""
     if not text:
-        raise CollectorError(f"{label} is not set: write the key of the Admin API application", 78)
+        raise CollectorError(f"{label} is not set, in the environment or the settings file", 78)
     for found, pattern in (
         ("a space or line break at its start or end", r"\s.*|.*\s"),
         ("quotes in it", r".*[\"'`].*"),
@@ -273,6 +274,8 @@ def load_secret_key(environ: Mapping[str, str]) -> str:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise CollectorError(f"DUO_SECRET_KEY_FILE {shown(path)} cannot be read: {reason}", 78) from None
+    if not text.strip():
+        raise CollectorError(f"DUO_SECRET_KEY_FILE {shown(path)} is empty: write the secret key to it", 78)
     return parse_key(f"the key in DUO_SECRET_KEY_FILE {shown(path)}", text[:-1] if text.endswith("\n") else text)
 
 
@@ -484,8 +487,8 @@ class Duo:
         self.clock_offset_s = 0 if equal else (answer.date_ms - answer.received_ms) / 1000
         if abs(self.clock_offset_s) > CLOCK_S and not self.clock_warned:
             self.clock_warned = True
-            side = "behind" if self.clock_offset_s > 0 else "ahead of"
-            log.warning("local clock is %.0f s %s Duo's; collecting by Duo's", abs(self.clock_offset_s), side)
+            off_s, side = abs(self.clock_offset_s), "behind" if self.clock_offset_s > 0 else "ahead of"
+            log.warning("local clock is %.0f s %s Duo's; collecting by Duo's, but set it right", off_s, side)
 
 
 @contextlib.contextmanager
@@ -615,13 +618,16 @@ def read_total(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-MEANINGS: Mapping[int, tuple[type[GaveUp], str]] = {
-    400: (BadRequest, "Duo does not accept the request ({said})"),
-    401: (Refused, "Duo refuses the credentials ({said}): compare DUO_INTEGRATION_KEY, DUO_SECRET_KEY and"
-          " DUO_API_HOST with the Admin API application, look for stray spaces, check the local clock"),
-    403: (Refused, 'Duo refuses the permission ({said}): tick "Grant read log" for the Admin API application in'
-          " the Duo Admin Panel, and look at its networks for API access"),
-    404: (Refused, "Duo does not have this log for the account ({said}): take it out of DUO_LOG_TYPES"),
+CLOCK = "Duo refuses the date of the request ({said}): set the local clock"
+MEANINGS: Mapping[str, tuple[type[GaveUp], str]] = {  # by code, and by status
+    "40104": (Refused, CLOCK),
+    "40105": (Refused, CLOCK),
+    "400": (BadRequest, "Duo does not accept the request ({said})"),
+    "401": (Refused, "Duo refuses the credentials ({said}): compare DUO_INTEGRATION_KEY, DUO_SECRET_KEY and"
+            " DUO_API_HOST with the Admin API application, and look for stray spaces"),
+    "403": (Refused, 'Duo refuses the permission ({said}): tick "Grant read log" for the Admin API application in'
+            " the Duo Admin Panel, and look at its networks for API access"),
+    "404": (Refused, "Duo does not have this log for the account ({said}): take it out of DUO_LOG_TYPES or --log-types"),
 }  # fmt: skip
 
 
@@ -632,8 +638,8 @@ def refusal(answer: Answer, envelope: Mapping[str, Any]) -> Exception:
         status = int(code[:3])
     words = [str(status), code, *(str(envelope[key]) for key in ("message", "message_detail") if envelope.get(key))]
     said = one_line(" ".join(word for word in words if word))
-    if status in MEANINGS and (envelope or status in (401, 403)):  # a 404 without JSON is somebody else's
-        kind, meaning = MEANINGS[status]
+    kind, meaning = MEANINGS.get(code) or MEANINGS.get(str(status)) or (None, "")
+    if kind and (envelope or status in (401, 403)):  # a 404 without JSON is somebody else's
         return kind(meaning.format(said=said))
     if status == 429:
         return Limited(f"Duo limits requests ({said})", answer.retry_after_s)
@@ -655,9 +661,12 @@ def reached(log_type: LogType, page: Page, window: Window) -> int:
 
     A time outside the window is odd, and says nothing.
     """
-    times = [event.time_ms for event in page.events if event.time_ms is not None] if log_type.ordered else []
-    within = [time_ms for time_ms in times if window.start_ms <= time_ms <= window.until_ms] or [window.start_ms]
-    return int(within[-1] if log_type.sort else max(within)) // log_type.unit_ms * log_type.unit_ms
+    times = (event.time_ms for event in reversed(page.events) if event.time_ms is not None)
+    within = (time_ms for time_ms in times if window.start_ms <= time_ms <= window.until_ms)
+    if not log_type.ordered:
+        return window.start_ms
+    time_ms = next(within, window.start_ms) if log_type.sort else max(within, default=window.start_ms)
+    return int(time_ms) // log_type.unit_ms * log_type.unit_ms
 
 
 # It yields the parameters of a request, and is sent the page they brought; it ends when the window is drained.
@@ -855,7 +864,7 @@ def lock(path: str) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise CollectorError(f"another run holds checkpoint file {path}; --checkpoint-file names another", 75) from None
+        raise CollectorError(f"another run holds checkpoint file {path}: wait for it, or stop it", 75) from None
 
 
 # Output
@@ -1128,7 +1137,8 @@ def choose_window(run: Run, log_type: LogType) -> Window | None:
         position = run.checkpoints.positions[log_type] = Position.fresh(start_ms)
     if position.since_ms > now_ms:
         ahead, where = duration(position.since_ms - now_ms), f"{log_type.since_key} in {run.checkpoints.path}"
-        log.warning("%s: %s is %s ahead of now, and until then nothing is collected", log_type.name, where, ahead)
+        remedy = "nothing is collected until then; set the clock, or if that is right, the checkpoint"
+        log.warning("%s: %s is %s ahead of now: %s", log_type.name, where, ahead, remedy)
     start_ms = max(position.since_ms - run.settings.lookback_ms, position.complete_ms, edge_ms)
     return Window(start_ms, until_ms) if start_ms < until_ms and position.since_ms <= now_ms else None
 
@@ -1159,7 +1169,7 @@ def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Tally
             if now >= last_try or now + problem.retry_after_s > last_try:
                 raise GaveUp(why) from None
             pace.due = min(pace.due, last_try)
-            level = logging.INFO if first else logging.DEBUG
+            level = logging.INFO if first or pace.due > now + 10 else logging.DEBUG
             log.log(level, "%s: %s; again in %.0f s", log_type.name, problem, pace.due - now)
         else:
             pace.page(sent)
@@ -1228,6 +1238,8 @@ def check(settings: Settings) -> int:
 def show_status(settings: Settings) -> int:
     """Say where each log type has got to; return the exit status."""
     output, checkpoints = Output(), Checkpoints(settings.checkpoint_file, settings.seeds)
+    if not checkpoints.document:
+        log.info("checkpoint file %s does not exist yet: these are the seeds", checkpoints.path)
     now_ms = time.time() * 1000
     for log_type in settings.log_types:
         since_ms = checkpoints.positions[log_type].since_ms
@@ -1243,7 +1255,12 @@ def run_collector(settings: Settings, once: bool) -> int:
     checkpoints = Checkpoints(settings.checkpoint_file, settings.seeds)
     if settings.since_ms is not None:
         for row in settings.log_types:
-            checkpoints.positions[row] = Position.fresh(settings.since_ms // row.unit_ms * row.unit_ms)
+            start = Position.fresh(settings.since_ms // row.unit_ms * row.unit_ms)
+            passed = checkpoints.positions[row].since_ms
+            if row.name in checkpoints.document.get("written", {}) and passed < start.since_ms:
+                span, key = f"{iso(passed)} to {iso(start.since_ms)}", f"{row.since_key} in {checkpoints.path}"
+                log.warning("%s: --since passes over %s; to collect that set %s back", row.name, span, key)
+            checkpoints.positions[row] = start
     paces = {log_type: Pace(settings.requests_per_minute) for log_type in settings.log_types}
     stop = stop_on_signals(output, GaveUp.status if once else 0)
     run = Run(settings, Duo(settings, checkpoints.clock_offset_s), checkpoints, output, paces, stop)
@@ -1298,7 +1315,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     say = parser.add_argument
     say("--once", action="store_true", help="one pass until caught up, then exit (for cron, a timer, a shell)")
     say("--interval", metavar="SECONDS", help="pause between two passes (DUO_INTERVAL, or 300)")
-    say("--log-types", metavar="LIST", help=f"of {','.join(LOG_TYPES)} (DUO_LOG_TYPES, or the first three)")
+    say("--log-types", metavar="LIST", help=f"of {', '.join(LOG_TYPES)} (DUO_LOG_TYPES, or the first three)")
     say("--since", metavar="WHEN", help="start here, not at the checkpoint: 2026-11-01T08:00Z, 2026-11-01, 24h, now")
     say("--env-file", metavar="PATH", help="settings file (.env beside the script)")
     say("--checkpoint-file", metavar="PATH", help="(DUO_CHECKPOINT_FILE, or checkpoints.json beside the script)")
@@ -1348,6 +1365,9 @@ def main(arguments: list[str] | None = None) -> int:
     except CollectorError as error:
         log.error("%s", error)
         return error.status
+    except ModuleNotFoundError as error:
+        log.error("%s is missing: use the Python of .venv, or pip install -r requirements.txt", error.name)
+        return 78
 
 
 if __name__ == "__main__":

@@ -1182,7 +1182,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(command: List[str], settings: Dict[str, str]) -> int:
     """Run a command to its end, passing signals on; returns its exit status."""
     with tempfile.TemporaryDirectory(prefix="duo_simulator.") as folder:
-        environment = {**os.environ, **settings}
+        # Nothing of the caller's own may lead elsewhere: a proxy, or the file of another secret key.
+        environment = {**os.environ, **settings, "NO_PROXY": "127.0.0.1", "DUO_SECRET_KEY_FILE": ""}
         if not any(word.startswith("--checkpoint-file") for word in command):
             environment.setdefault("DUO_CHECKPOINT_FILE", os.path.join(folder, "checkpoints.json"))
         try:

@@ -375,6 +375,15 @@ def test_since_starts_elsewhere_and_writes_again(duo, collector):
     assert len(collector.once("--log-types", "telephony").events) == 4
 
 
+def test_since_says_what_it_passes_over(duo, collector):
+    fill(duo, "telephony", 20)
+    collector.seed(telephony=now_ms() - 9 * HOUR)
+    collector.once("--log-types", "telephony")
+    assert "passes over" not in collector.once("--log-types", "telephony", "--since", "24h").stderr
+    result = collector.once("--log-types", "telephony", "--since", "1s")
+    assert re.search("WARNING telephony: --since passes over 20[^ ]+ to 20[^ ]+; to collect that set TELEPHONY_", result.stderr)
+
+
 def test_since_now_skips_the_past_and_is_remembered(duo, collector):
     fill(duo, "telephony", 30)
     assert collector.once("--log-types", "telephony", "--since", "now").stdout == ""
