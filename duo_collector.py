@@ -627,7 +627,7 @@ MEANINGS: Mapping[str, tuple[type[GaveUp], str]] = {  # by code, and by status
             " DUO_API_HOST with the Admin API application, and look for stray spaces"),
     "403": (Refused, 'Duo refuses the permission ({said}): tick "Grant read log" for the Admin API application in'
             " the Duo Admin Panel, and look at its networks for API access"),
-    "404": (Refused, "Duo does not have this log for the account ({said}): take it out of DUO_LOG_TYPES or --log-types"),
+    "404": (Refused, "Duo does not have this log for the account ({said}): take it out of DUO_LOG_TYPES"),
 }  # fmt: skip
 
 
@@ -858,13 +858,16 @@ def lock(path: str) -> None:
     try:
         if not os.access(folder, os.W_OK):
             raise OSError(0, "no permission to write" if os.path.isdir(folder) else "there is no such folder")
-        fd = os.open(os.path.join(folder, f".{name}.lock"), os.O_RDONLY | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise CollectorError(f"checkpoint file {path} cannot be saved there: {error.strerror}", 78) from None
-    try:
+        beside = os.path.join(folder, f".{name}.lock")
+        try:
+            fd = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)  # NFS locks only what can be written
+        except PermissionError:
+            fd = os.open(beside, os.O_RDONLY)  # another user ran it before
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise CollectorError(f"another run holds checkpoint file {path}: wait for it, or stop it", 75) from None
+    except OSError as error:
+        raise CollectorError(f"checkpoint file {path} cannot be locked there: {error.strerror}", 78) from None
 
 
 # Output
@@ -1351,7 +1354,8 @@ def set_up_log() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says; return the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save
+    for number in (signal.SIGTERM, signal.SIGINT):  # until there is something to save; PID 1 has no default
+        signal.signal(number, lambda number, _: os._exit(128 + number))
     set_up_log()
     try:
         options = parse_options(arguments)
