@@ -170,7 +170,7 @@ class Settings:
     log_types: tuple[LogType, ...]
     checkpoint_file: str
     seeds: Mapping[LogType, int]  # ms
-    since_ms: int | None
+    since: str | None  # as given: an age counts from now by Duo's clock
     interval_s: float
     requests_per_minute: float
     lookback_ms: int
@@ -208,9 +208,9 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], now_m
         text = given if given is not None else environ.get(variable) or default
         try:
             return parse(text)
-        except ValueError as wrong:
+        except (ValueError, OSError) as wrong:
             label, status = (variable, 78) if given is None else (option, 2)
-            found = f"is {shown(text)}" if text else "is not set" if given is None else "is empty"
+            found = f"is {one_line(repr(text))}" if text else "is not set" if given is None else "is empty"
             raise CollectorError(f"{label} {found}: {wrong}", status) from None
 
     setting("REQUESTS_CA_BUNDLE", "", parse_bundle)
@@ -225,9 +225,9 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], now_m
         log_types=setting("DUO_LOG_TYPES", DEFAULT_LOG_TYPES, parse_log_types, "--log-types"),
         checkpoint_file=setting("DUO_CHECKPOINT_FILE", beside, parse_path, "--checkpoint-file"),
         seeds={row: setting(row.since_key, str(SEED_MS // row.unit_ms), row.parse_since) for row in LOG_TYPES.values()},
-        since_ms=None if options.since is None else setting("", "", lambda text: parse_since(text, now_ms), "--since"),
+        since=None if options.since is None else setting("", "", lambda text: checked_since(text, now_ms), "--since"),
         interval_s=setting("DUO_INTERVAL", "300", number("seconds", 0.01, 86_400), "--interval"),
-        requests_per_minute=setting("DUO_REQUESTS_PER_MINUTE", "50", number("requests", 0.1, 1_000_000)),
+        requests_per_minute=setting("DUO_REQUESTS_PER_MINUTE", "50", number("requests", 1, 1_000_000)),
         lookback_ms=int(setting("DUO_LOOKBACK", "300", number("seconds", 0, 86_400)) * 1000),
     )
 
@@ -241,6 +241,8 @@ def parse_host(text: str) -> tuple[str, str]:
         raise ValueError("write https://api-XXXXXXXX.duosecurity.com, the API hostname with nothing after it")
     name, port = match["name"].lower(), match["port"] or ""
     loopback = re.fullmatch(r"localhost|127(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}|\[::1\]", name)
+    if not loopback and "." not in name:
+        raise ValueError("write the whole API hostname, as api-XXXXXXXX.duosecurity.com")
     if scheme == "http" and not loopback:
         raise ValueError("write https://; plain http:// is for a loopback address only")
     if port and not loopback:
@@ -273,16 +275,10 @@ def load_secret_key(environ: Mapping[str, str]) -> str:
             text = file.read(10_000)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise CollectorError(f"DUO_SECRET_KEY_FILE {shown(path)} cannot be read: {reason}", 78) from None
+        raise CollectorError(f"DUO_SECRET_KEY_FILE {path!r} cannot be read: {reason}", 78) from None
     if not text.strip():
-        raise CollectorError(f"DUO_SECRET_KEY_FILE {shown(path)} is empty: write the secret key to it", 78)
-    return parse_key(f"the key in DUO_SECRET_KEY_FILE {shown(path)}", text[:-1] if text.endswith("\n") else text)
-
-
-def shown(text: str) -> str:
-    """What was found, for a message: short, and not if it may be the secret key in a wrong place."""
-    secret = re.search(r"(?<![A-Za-z0-9])[A-Za-z0-9]{40}(?![A-Za-z0-9])", text)
-    return "what looks like a secret key" if secret else one_line(repr(text))
+        raise CollectorError(f"DUO_SECRET_KEY_FILE {path!r} is empty: write the secret key to it", 78)
+    return parse_key(f"the key in DUO_SECRET_KEY_FILE {path!r}", text[:-1] if text.endswith("\n") else text)
 
 
 def parse_log_types(text: str) -> tuple[LogType, ...]:
@@ -332,6 +328,12 @@ def parse_since(text: str, now_ms: int) -> int:
     if since_ms > now_ms:
         raise ValueError(f"that is {duration(since_ms - now_ms)} ahead of now")
     return max(int(since_ms), 10**12)  # 2001, before Duo was; an earlier time has too few digits for the file
+
+
+def checked_since(text: str, now_ms: int) -> str:
+    """--since as it was given, if it can be read. Raises ValueError."""
+    parse_since(text, now_ms)
+    return text
 
 
 def parse_iso(text: str) -> float | None:
@@ -403,8 +405,9 @@ class DuoSignature:
 # Requests
 
 CONNECT_S, SILENCE_S, ANSWER_S = 10, 20, 30  # what a connection, the next byte, a whole answer may take
-ANSWER_BYTES = 100_000_000  # a page of 1,000 events has some 1.5 million
+ANSWER_BYTES = 64_000_000  # a page of 1,000 events has some 1.5 million
 CLOCK_S, JITTER_S = 30, 5  # by how much a local clock may be off Duo's without a warning, and without notice
+CLOCK_ERROR_MS = 1_800_000  # a checkpoint that is less ahead of now may well be right, and the local clock wrong
 
 
 class Answer(NamedTuple):
@@ -414,7 +417,7 @@ class Answer(NamedTuple):
     headers: Mapping[str, str]
     body: bytes
     sent_ms: float
-    received_ms: float
+    received_ms: float  # when its first byte came
 
     @property
     def date_ms(self) -> float | None:
@@ -423,18 +426,19 @@ class Answer(NamedTuple):
 
     @property
     def retry_after_s(self) -> float:
-        """How long the server asks to wait: seconds, or a date on its clock; 0 where it says nothing."""
+        """How long the server asks to wait, at most an hour: seconds, or a date on its clock; 0 where it does not."""
         text = self.headers.get("Retry-After", "")
         if re.fullmatch("[0-9]{1,9}", text):
-            return float(text)
-        return max(0, (parse_http_date(text) or 0) - (self.date_ms or self.received_ms)) / 1000
+            return min(3600, float(text))
+        return min(3600, max(0, (parse_http_date(text) or 0) - (self.date_ms or self.received_ms)) / 1000)
 
 
 def parse_http_date(text: str) -> float | None:
-    """A date from a header as ms; None where it is none."""
+    """A date from a header as ms, UTC unless it says otherwise; None where it is none."""
     try:
-        return email.utils.parsedate_to_datetime(text).timestamp() * 1000
-    except (TypeError, ValueError, OverflowError):
+        date = email.utils.parsedate_to_datetime(text)
+        return (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() * 1000
+    except (IndexError, TypeError, ValueError, OverflowError):
         return None
 
 
@@ -449,6 +453,8 @@ class Duo:
         self.clock_warned = False
         self.session = requests.Session()
         self.session.headers["User-Agent"] = f"duo_collector/{__version__}"
+        # A redirect is nothing that Duo does. requests would read it even if told not to follow it.
+        self.session.get_redirect_target = lambda resp: None  # type: ignore[method-assign]
 
     def now_ms(self) -> int:
         """Duo's clock, as far as it is known."""
@@ -456,15 +462,14 @@ class Duo:
 
     def get(self, path: str, parameters: Mapping[str, str]) -> Answer:
         """One signed request, one answer of any kind. Raises Failed where none came."""
-        sent_ms, settings = time.time() * 1000, self.settings
+        sent_ms, settings, body = time.time() * 1000, self.settings, bytearray()
         date = email.utils.formatdate(sent_ms / 1000 + self.clock_offset_s)
         signature = DuoSignature(settings.integration_key, settings.secret_key, settings.host, date)
-        url, body = f"{settings.base_url}{path}?{canonical_query(parameters)}", bytearray()
         try:
+            url = f"{settings.base_url}{path}?{canonical_query(parameters)}"
             with deadline(ANSWER_S):
-                response = self.session.get(
-                    url, auth=signature, timeout=(CONNECT_S, SILENCE_S), allow_redirects=False, stream=True
-                )
+                response = self.session.get(url, auth=signature, timeout=(CONNECT_S, SILENCE_S), stream=True)
+                received_ms = time.time() * 1000
                 for chunk in response.iter_content(1 << 16):
                     body += chunk
                     if len(body) > ANSWER_BYTES:
@@ -472,10 +477,17 @@ class Duo:
         except Failed:
             self.session.close()  # so that the rest of that answer is not taken for the next one
             raise
-        except (OSError, ValueError) as error:  # all of requests' own are OSErrors; some of urllib3's slip through
+        except Exception as error:  # whatever requests and urllib3 make of a proxy, a header or a certificate
             raise Failed(f"no answer from {settings.host}: {innermost(error)}") from None
         log.debug("GET %s: %d, %s", url, response.status_code, counted(len(body), "byte"))
-        return Answer(response.status_code, response.headers, bytes(body), sent_ms, time.time() * 1000)
+        return Answer(response.status_code, response.headers, bytes(body), sent_ms, received_ms)
+
+    def ask_clock(self) -> None:
+        """Learn Duo's clock where no log can be asked for; without an answer the local one has to do."""
+        with contextlib.suppress(Failed):
+            answer = self.get("/auth/v2/ping", {})
+            if split_answer(answer.body, "response")[0]:
+                self.learn_clock(answer)
 
     def learn_clock(self, answer: Answer) -> None:
         """Compare the local clock with the Date of an answer; warn, once, where they are far apart."""
@@ -598,8 +610,12 @@ def event_time(log_type: LogType, event: Any) -> float | None:
     """An event's time in ms, fraction included; None where it is missing or odd."""
     value = event.get(log_type.time_field) if isinstance(event, dict) else None
     if isinstance(value, str):
-        return parse_iso(value)
-    return value * log_type.unit_ms if isinstance(value, (int, float)) else None
+        value = parse_iso(value)
+    elif isinstance(value, (int, float)):
+        value = value * log_type.unit_ms
+    else:
+        return None
+    return value if value is not None and 0 <= value < 10**14 else None
 
 
 def read_cursor(value: Any) -> str | None:
@@ -638,7 +654,7 @@ def refusal(answer: Answer, envelope: Mapping[str, Any]) -> Exception:
         status = int(code[:3])
     words = [str(status), code, *(str(envelope[key]) for key in ("message", "message_detail") if envelope.get(key))]
     said = one_line(" ".join(word for word in words if word))
-    kind, meaning = MEANINGS.get(code) or MEANINGS.get(str(status)) or (None, "")
+    kind, meaning = MEANINGS.get(code if code[:3] == str(status) else "") or MEANINGS.get(str(status)) or (None, "")
     if kind and (envelope or status in (401, 403)):  # a 404 without JSON is somebody else's
         return kind(meaning.format(said=said))
     if status == 429:
@@ -676,21 +692,22 @@ Requests = Generator[dict[str, str], Optional[Page], None]
 def by_cursor(log_type: LogType, window: Window) -> Requests:
     """Read a window by cursor.
 
-    A cursor that Duo refuses (it is sent None then), or that comes again, is a fault. Where events
-    come in order it is not the end of the window: the walk goes on from the last one's own time.
-    Raises GaveUp.
+    A cursor that Duo refuses (it is sent None then), or that comes again, or brings the same page
+    again, is a fault. Where events come in order it is not the end of the window: the walk goes on
+    from the last one's own time. Raises GaveUp.
     """
     fixed = {"limit": str(log_type.page_size), "maxtime": str(window.until_ms)}
     fixed.update({"sort": log_type.sort} if log_type.sort else {})
     start_ms = reached_ms = window.start_ms
-    cursor, seen = "", {""}
+    cursor, seen, before = "", {""}, list[Event]()
     while start_ms < window.until_ms:
         page = yield {**fixed, "mintime": str(start_ms), **({str(log_type.cursor): cursor} if cursor else {})}
         if page is not None:
             if not page.events or page.cursor is None:
                 return
             reached_ms = max(reached_ms, reached(log_type, page, window))
-            cursor = page.cursor
+            cursor = page.cursor if page.events != before else ""
+            before = page.events
         if page is not None and cursor not in seen:
             seen.add(cursor)
         elif page is None and not log_type.ordered:
@@ -707,7 +724,7 @@ def by_mintime(log_type: LogType, window: Window) -> Requests:
     Duo is not clear about whether a mintime includes its own second. So it is asked for a second
     earlier, until an answer shows that it does.
     """
-    second, shown, early, full = window.start_ms // 1000, 0, 1, log_type.page_size // 10
+    second, shown, early, full, cut = window.start_ms // 1000, 0, 1, 5, ""
     while True:
         page = yield {"mintime": str(second - early)}
         events = page.events if page is not None else []
@@ -718,13 +735,16 @@ def by_mintime(log_type: LogType, window: Window) -> Requests:
         if last < second and not included:
             return
         if (last, seconds[last]) > (second, shown):
-            second, shown = last, seconds[last]
-        elif last == second and len(events) < full:
+            if cut:  # there is more after the second that filled a page
+                log.warning("%s: a hole, maybe: %s; going on after it", log_type.name, cut)
+            second, shown, cut = last, seconds[last], ""
+        elif last == second and len(events) < full and seconds[last] == shown:
             return
-        elif not included:  # a page full of one second; Duo has no way to ask for the rest of that, if there is any
+        elif not included:  # a page full of one second: Duo has no way to ask for the rest of that, if there is any
+            cut = f"of {iso(second * 1000)} Duo shows only {counted(len(events), 'event')}"
             if len(events) >= log_type.page_size:
-                at, most = iso(second * 1000), counted(len(events), "event")
-                log.warning("%s: a hole, maybe: of %s Duo shows only %s; going on after it", log_type.name, at, most)
+                log.warning("%s: a hole, maybe: %s; going on after it", log_type.name, cut)
+                cut = ""
             second, shown = second + 1, 0
         full = max(full, len(events))
 
@@ -793,11 +813,15 @@ class Checkpoints:
         """Keep where --since said to start, when there is nothing to read from there yet. Raises CollectorError."""
         position = self.positions[log_type]
         if self.document.get(log_type.since_key) != position.since_ms // log_type.unit_ms:
-            self.save(log_type, position, self.clock_offset_s)
+            with self.saving(log_type, position, self.clock_offset_s):
+                pass
 
-    def save(self, log_type: LogType, position: Position, clock_offset_s: float) -> None:
-        """Keep a log type's new position. Raises CollectorError."""
-        self.positions[log_type] = position
+    @contextlib.contextmanager
+    def saving(self, log_type: LogType, position: Position, clock_offset_s: float) -> Iterator[None]:
+        """Keep a log type's new position once what is in the block has been done. Raises CollectorError.
+
+        All that can go wrong with the new file, a full disk above all, goes wrong before the block.
+        """
         since = self.document[log_type.since_key] = position.since_ms // log_type.unit_ms
         kept = {"since": since, "from": position.complete_ms, "events": position.written}
         written = self.document.pop("written", {})
@@ -807,9 +831,11 @@ class Checkpoints:
             del self.document["clock_offset_s"]
         lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in self.document.items())
         try:
-            replace_file(self.path, "{\n" + ",\n".join(lines) + "\n}\n")
+            with replacing(self.path, "{\n" + ",\n".join(lines) + "\n}\n"):
+                yield
         except OSError as error:
             raise CollectorError(f"checkpoint file {self.path} cannot be saved: {error.strerror}", 74) from None
+        self.positions[log_type] = position
 
 
 def read_json_object(path: str) -> dict[str, Any]:
@@ -830,8 +856,9 @@ def read_json_object(path: str) -> dict[str, Any]:
     raise CollectorError(f"checkpoint file {path} cannot be read: {reason} ({remedy})", 78)
 
 
-def replace_file(path: str, text: str) -> None:
-    """Replace a file in one step and durably, its mode and owner kept. Raises OSError."""
+@contextlib.contextmanager
+def replacing(path: str, text: str) -> Iterator[None]:
+    """After the block replace a file, in one step and durably, its mode and owner kept. Raises OSError."""
     new = f"{path}.new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new)  # left by a run that was killed
@@ -843,6 +870,7 @@ def replace_file(path: str, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    yield
     os.replace(new, path)
     folder = os.open(os.path.dirname(path), os.O_RDONLY)
     os.fsync(folder)  # or a power failure undoes the replacement
@@ -896,6 +924,8 @@ class Output:
 
     def write(self, text: str) -> None:
         """Write JSON text, all of it, as ASCII, and in a regular file durably. Raises CollectorError."""
+        if not text:
+            return
         self.unsaved = True
         rest = memoryview(("\n" + text if self.torn else text).encode("ascii", "json"))
         self.torn = False
@@ -929,9 +959,11 @@ def to_line(event: Event, tail: str) -> str:
     text = event.text.replace("\n", " ").replace("\r", " ")  # white space: inside a string JSON escapes them
     if not isinstance(event.value, dict):
         return '{"event":' + text + tail
-    if "eventtype" in event.value or "host" in event.value:
-        text = json.dumps({name: value for name, value in event.value.items() if name not in ("eventtype", "host")})
-    return text[:-1] + (tail if len(text) > 2 else tail[1:])
+    kept = event.value
+    if "eventtype" in kept or "host" in kept:
+        kept = {name: value for name, value in kept.items() if name not in ("eventtype", "host")}
+        text = json.dumps(kept)
+    return text[:-1] + (tail if kept else tail[1:])
 
 
 def identify(log_type: LogType, event: Any, seen: Counter[str]) -> str:
@@ -1006,7 +1038,7 @@ class Pace:
     def failed(self, now: float) -> None:
         """A request has failed, which says nothing about the limit: doubling with jitter, up to a minute."""
         self.backoff = min(60, max(1, 2 * self.backoff))
-        self.due = now + self.backoff * random.uniform(0.75, 1.25)
+        self.due = max(self.due, now + self.backoff * random.uniform(0.75, 1.25))
 
 
 # The pass
@@ -1113,9 +1145,14 @@ def read_window(run: Run, log_type: LogType, tally: Tally) -> Turns[None]:
 
 def open_window(run: Run, log_type: LogType, tally: Tally) -> Turns[tuple[Window, Requests, Page] | None]:
     """The window to read, the requests that read it, and its first page; None where there is nothing to read."""
-    for _ in range(2):
-        window = choose_window(run, log_type)
+    for attempt in range(3):
+        start, window = choose_window(run, log_type)
+        ahead_ms = start.since_ms - run.duo.now_ms()
+        if window is None and (run.duo.clock_offset_s or 0 < ahead_ms < CLOCK_ERROR_MS):
+            run.duo.ask_clock()
+            start, window = choose_window(run, log_type)
         if window is None:
+            warn_if_ahead(run, log_type)
             return None
         requests = (by_cursor if log_type.cursor else by_mintime)(log_type, window)
         offset_s = run.duo.clock_offset_s
@@ -1123,27 +1160,33 @@ def open_window(run: Run, log_type: LogType, tally: Tally) -> Turns[tuple[Window
         # The first answer tells Duo's clock. A window that reached into what Duo does not show yet may have
         # come back empty for that alone, and one that ended far too early leaves events for later: once more.
         too_far = page.date_ms is not None and window.until_ms > page.date_ms - log_type.delay_ms
-        if not too_far and abs(run.duo.clock_offset_s - offset_s) <= JITTER_S:
+        if not too_far and (attempt or abs(run.duo.clock_offset_s - offset_s) <= JITTER_S):
+            before = run.checkpoints.positions[log_type]
+            if start != before:
+                name, days, gap = log_type.name, log_type.kept_days, f"{iso(before.since_ms)} to {iso(start.since_ms)}"
+                log.warning("%s: Duo serves the last %d days only; passed over: %s", name, days, gap)
+                run.checkpoints.positions[log_type] = start
             return window, requests, page
     raise GaveUp("Duo's Date jumps to and fro")
 
 
-def choose_window(run: Run, log_type: LogType) -> Window | None:
-    """From the checkpoint less the lookback to now less Duo's delay; None where that is empty."""
+def choose_window(run: Run, log_type: LogType) -> tuple[Position, Window | None]:
+    """From the checkpoint less the lookback to now less Duo's delay: where to start, and None where that is empty."""
     position, now_ms = run.checkpoints.positions[log_type], run.duo.now_ms()
     until_ms = (now_ms - log_type.delay_ms) // 1000 * 1000
     edge_ms = now_ms - log_type.kept_days * DAY_MS + DAY_MS // 48 if log_type.kept_days else 0
     if position.since_ms < edge_ms:
-        start_ms = edge_ms + DAY_MS // 48  # exactly 180 days are refused by the time they arrive
-        gap = f"{iso(position.since_ms)} to {iso(start_ms)}"
-        log.warning("%s: Duo serves the last %d days only; passed over: %s", log_type.name, log_type.kept_days, gap)
-        position = run.checkpoints.positions[log_type] = Position.fresh(start_ms)
-    if position.since_ms > now_ms:
-        ahead, where = duration(position.since_ms - now_ms), f"{log_type.since_key} in {run.checkpoints.path}"
-        remedy = "nothing is collected until then; set the clock, or if that is right, the checkpoint"
-        log.warning("%s: %s is %s ahead of now: %s", log_type.name, where, ahead, remedy)
+        position = Position.fresh(edge_ms + DAY_MS // 48)  # exactly 180 days are refused by the time they arrive
     start_ms = max(position.since_ms - run.settings.lookback_ms, position.complete_ms, edge_ms)
-    return Window(start_ms, until_ms) if start_ms < until_ms and position.since_ms <= now_ms else None
+    return position, Window(start_ms, until_ms) if start_ms < until_ms and position.since_ms <= now_ms else None
+
+
+def warn_if_ahead(run: Run, log_type: LogType) -> None:
+    """Say that a checkpoint is in the future, and how far."""
+    ahead_ms = run.checkpoints.positions[log_type].since_ms - run.duo.now_ms()
+    if ahead_ms > 0:
+        where, ahead = f"{log_type.since_key} in {run.checkpoints.path}", duration(ahead_ms)
+        log.warning("%s: %s is %s ahead of now: set it back, or nothing is collected", log_type.name, where, ahead)
 
 
 def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Tally) -> Turns[Page]:
@@ -1157,7 +1200,7 @@ def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Tally
         sent = run.clock()
         if sent > last_try + 1:  # the turns of others have taken so long
             raise GaveUp(why)
-        tally.requests += 1
+        tally.requests, pace.due = tally.requests + 1, sent + pace.shortest
         try:
             page = request_page(run.duo, log_type, parameters)
         except Failed as problem:
@@ -1197,11 +1240,10 @@ def write_page(run: Run, log_type: LogType, tally: Tally, window: Window, page: 
             lines.append(to_line(event, tail))
         # An odd time says nothing about where in the window Duo has the event.
         identities[identity] = window.until_ms if event.time_ms is None or early_ms > 0 else int(event.time_ms)
-    if lines:
-        run.output.write("".join(lines))
     moved = position.moved(since_ms, identities, run.settings.lookback_ms)
-    if moved != position:
-        run.checkpoints.save(log_type, moved, run.duo.clock_offset_s)
+    if lines or moved != position:
+        with run.checkpoints.saving(log_type, moved, run.duo.clock_offset_s):
+            run.output.write("".join(lines))
     run.output.unsaved = False
     tally.written += len(lines)
     tally.received += len(identities.keys() - tally.latest)
@@ -1234,7 +1276,7 @@ def check(settings: Settings) -> int:
             output.write(f"{log_type.name}: ok\n")
         except (GaveUp, Failed) as problem:
             worst = max(worst, problem.status)
-            output.write(f"{log_type.name}: {problem}\n")
+            output.write(discreet(f"{log_type.name}: {problem}\n"))
     return worst
 
 
@@ -1256,18 +1298,28 @@ def run_collector(settings: Settings, once: bool) -> int:
     output = Output()
     lock(settings.checkpoint_file)
     checkpoints = Checkpoints(settings.checkpoint_file, settings.seeds)
-    if settings.since_ms is not None:
-        for row in settings.log_types:
-            start = Position.fresh(settings.since_ms // row.unit_ms * row.unit_ms)
-            passed = checkpoints.positions[row].since_ms
-            if row.name in checkpoints.document.get("written", {}) and passed < start.since_ms:
-                span, key = f"{iso(passed)} to {iso(start.since_ms)}", f"{row.since_key} in {checkpoints.path}"
-                log.warning("%s: --since passes over %s; to collect that set %s back", row.name, span, key)
-            checkpoints.positions[row] = start
     paces = {log_type: Pace(settings.requests_per_minute) for log_type in settings.log_types}
     stop = stop_on_signals(output, GaveUp.status if once else 0)
     run = Run(settings, Duo(settings, checkpoints.clock_offset_s), checkpoints, output, paces, stop)
+    if settings.since is not None:
+        start_at(run, settings.since)
     return run_passes(run, once)
+
+
+def start_at(run: Run, since: str) -> None:
+    """Put every log type where --since says, and say what that passes over. Raises CollectorError."""
+    run.duo.ask_clock()
+    try:
+        since_ms = parse_since(since, run.duo.now_ms())
+    except ValueError as wrong:
+        raise CollectorError(f"--since is {since!r}: {wrong}", 2) from None
+    for row in run.settings.log_types:
+        start = Position.fresh(since_ms // row.unit_ms * row.unit_ms)
+        passed_ms = run.checkpoints.positions[row].since_ms
+        if row.name in run.checkpoints.document.get("written", {}) and passed_ms < start.since_ms:
+            span, key = f"{iso(passed_ms)} to {iso(start.since_ms)}", f"{row.since_key} in {run.checkpoints.path}"
+            log.warning("%s: --since passes over %s; to collect that set %s back", row.name, span, key)
+        run.checkpoints.positions[row] = start
 
 
 def stop_on_signals(output: Output, status: int) -> threading.Event:
@@ -1336,9 +1388,14 @@ class StderrHandler(logging.Handler):
     """Writes each message as one line, whatever it quotes; a stderr that fails is no reason to stop."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = "".join(c if c.isprintable() else " " for c in self.format(record))
+        line = "".join(c if c.isprintable() else " " for c in discreet(self.format(record)))
         with contextlib.suppress(OSError):
             os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+
+
+def discreet(text: str) -> str:
+    """Text without what may be a secret key in a wrong place, or the password of a proxy."""
+    return re.sub(r"//[^/\s]*@", "//***@", re.sub("[A-Za-z0-9]{40,}", "***", text))
 
 
 def set_up_log() -> None:
@@ -1349,6 +1406,7 @@ def set_up_log() -> None:
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler])
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it warns of is in our own messages
     log.setLevel(logging.INFO)
 
 

@@ -574,7 +574,7 @@ def test_a_page_is_on_the_disk_before_its_checkpoint(duo, collector, tmp_path, s
         step = f"{call} {names.get(path, '')}".strip()
         if (call == "rename" or path in names) and step not in done[-1:]:
             done.append(step)
-    one = ["write events", "fsync events", "write new", "fsync new", "rename", "fsync folder"]
+    one = ["write new", "fsync new", "write events", "fsync events", "rename", "fsync folder"]
     assert done == one * 3
 
 

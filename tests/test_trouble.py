@@ -104,7 +104,7 @@ def process_once_with(duo, collector, answer):
     duo.inject("authentication", answer)
     settings = duo_collector.Settings(
         base_url=duo.url, host=duo.host, integration_key=duo.ikey, secret_key=duo.skey,
-        log_types=(), checkpoint_file="", seeds={}, since_ms=None, interval_s=1,
+        log_types=(), checkpoint_file="", seeds={}, since=None, interval_s=1,
         requests_per_minute=1, lookback_ms=0,
     )  # fmt: skip
     client = duo_collector.Duo(settings)
@@ -255,7 +255,7 @@ def test_an_answer_without_end_is_cut_off(duo, collector):
     duo.inject("authentication", endless)
     result = collector.once("--log-types", "authentication")
     assert result.status == 0, result.stderr
-    assert "an answer of more than 100,000,000 bytes" in result.stderr
+    assert "an answer of more than 64,000,000 bytes" in result.stderr
     assert_all_written(duo, result.events, ["authentication"])
 
 
@@ -335,15 +335,130 @@ def test_a_wrong_local_clock_neither_loses_nor_delays(duo, collector, offset_s, 
     assert len(duo.requests) < 12
 
 
-def test_a_clock_that_is_set_right_is_believed(duo, collector):
-    duo.rules.clock_offset = 600
+@pytest.mark.parametrize("was_s", [-3600, 600])
+def test_a_clock_that_is_set_right_is_believed(duo, collector, was_s):
+    duo.rules.clock_offset = was_s
     fill(duo, 10, ["authentication"])
     assert len(collector.once("--log-types", "authentication").events) == 10
     duo.rules.clock_offset = 0
-    duo.add("authentication", make_events("authentication", 3, now_ms() - 200_000, now_ms() - 190_000, seed=4))
-    # the checkpoint is ten minutes ahead of this Duo; nothing can be read before, nothing is lost
+    fresh = make_events("authentication", 3, now_ms() - 200_000, now_ms() - 190_000, seed=4)
+    duo.add("authentication", fresh)
     result = collector.once("--log-types", "authentication")
     assert result.status == 0, result.stderr
-    assert "ahead of now" in result.stderr
+    if was_s < 0:
+        assert_all_written_but(result, fresh)
+    else:  # the checkpoint is ahead of this Duo by what its clock went back; that is said, and nothing is lost
+        assert re.search("AUTH_SINCE_TIME in .* is [0-9]+ min [0-9]+ s ahead of now", result.stderr)
 
 
+def assert_all_written_but(result, fresh):
+    assert {event["txid"] for event in result.events} == {event["txid"] for event in fresh}
+
+
+def test_a_clock_that_falls_behind_does_not_stop_collection(duo, collector):
+    collector.seed(authentication=now_ms() - HOUR)
+    assert collector.once("--log-types", "authentication").status == 0
+    duo.rules.clock_offset = 900  # as after a machine slept: local time is a quarter of an hour behind the checkpoint
+    seeded = duo.now_ms() - 200_000
+    collector.seed(authentication=seeded)
+    duo.add("authentication", make_events("authentication", 4, seeded + 1000, seeded + 20_000, seed=5))
+    result = collector.once("--log-types", "authentication")
+    assert (result.status, len(result.events)) == (0, 4), result.stderr
+
+
+def answer_dated(date, status=200):
+    body = {"stat": "OK", "response": {"authlogs": [], "metadata": {"next_offset": None, "total_objects": 0}}}
+    return (status, {"Content-Type": "application/json", "Date": date}, json.dumps(body).encode())
+
+
+@pytest.mark.parametrize("date", ["Thu, 01 Jan 1970 00:00:00 GMT", "Fri, 01 Jan 2038 00:00:00 GMT", "soon"])
+def test_one_answer_with_a_wrong_date_moves_nothing(duo, collector, date):
+    fill(duo, 5, ["authentication"])
+    since_ms = now_ms() - 9 * HOUR
+    collector.seed(authentication=since_ms)
+    duo.inject("authentication", answer_dated(date))
+    events = []
+    for _ in range(3):
+        events += collector.once("--log-types", "authentication").events
+        assert since_ms <= collector.since("authentication") <= now_ms()
+    if date != "soon":  # without a date that can be read, an empty answer is an empty answer
+        assert len(events) == 5
+
+
+@pytest.mark.parametrize("apart_s", [7, 20])
+def test_two_servers_with_two_clocks(duo, collector, apart_s):
+    fill(duo, 5)
+    toggle = iter(range(10**6))
+    read = type(duo).now_ms
+    duo.now_ms = lambda: read(duo) - (next(toggle) % 2) * apart_s * 1000
+    result = collector.once()
+    assert result.status == 0, result.stderr
+    assert len(result.events) == 15
+
+
+@pytest.mark.parametrize("log_type", ["administrator", "trust_monitor", "authentication"])
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "1e306", "9" * 400, '"9999-12-31T23:59:59-14:00"', "true", "{}"])
+def test_a_time_beyond_all_reason_is_written_like_any_other(duo, collector, log_type, value):
+    event = '{"txid": "a", "sekey": "a", "%s": %s}' % (duo_collector.LOG_TYPES[log_type].time_field, value)
+    events = "[" + event + "]"
+    response = {"administrator": "%s", "trust_monitor": '{"events": %s}', "authentication": '{"authlogs": %s}'}
+    body = '{"stat": "OK", "response": ' + response[log_type] % events + "}"
+    duo.inject(log_type, (200, {"Content-Type": "application/json"}, body.encode()))
+    result = collector.once("--log-types", log_type)
+    assert result.status == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 1
+
+
+def test_refusals_keep_to_the_pace(duo, collector):
+    duo.rules.no_permission = True
+    process = collector.start("--log-types", "telephony", "--interval", "0.01", environ={"DUO_REQUESTS_PER_MINUTE": "120"})
+    time.sleep(2.5)
+    process.terminate()
+    process.communicate(timeout=10)
+    assert 2 <= len(duo.requests) <= 6
+
+
+def test_the_same_page_under_ever_new_cursors_ends(duo, collector):
+    fill(duo, 30, ["telephony"])
+    events = duo.events("telephony")[:10]
+    for number in range(60):
+        page = {"items": events, "metadata": {"next_offset": f"{number},x", "total_objects": 30}}
+        duo.inject("telephony", (200, {}, json.dumps({"stat": "OK", "response": page}).encode()))
+    result = collector.once("--log-types", "telephony")
+    assert result.status == 0, result.stderr
+    assert len(duo.requests) < 10
+    assert "a hole" in result.stderr or len(result.events) == 30
+
+
+@pytest.mark.parametrize("cap", [10, 60])
+@pytest.mark.parametrize("mintime", ["inclusive", "exclusive"])
+def test_a_v1_log_that_shows_fewer_than_it_says(duo, collector, cap, mintime):
+    duo.rules.v1_limit, duo.rules.v1_mintime = cap, mintime
+    start_s = now_ms() // 1000 - 3600
+    template = make_events("administrator", 1, start_s * 1000, start_s * 1000 + 1)[0]
+    counts = [1, cap, 2, cap + 3, 5, cap - 1, cap, 1]
+    for second, count in enumerate(counts):
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(start_s + second))
+        duo.add("administrator", [
+            {**template, "timestamp": start_s + second, "isotimestamp": stamp, "object": f"{second}.{number}"}
+            for number in range(count)
+        ])
+    result = collector.once("--log-types", "administrator")
+    assert result.status == 0, result.stderr
+    assert len(result.events) == sum(counts) - 3
+    assert "a hole" in result.stderr
+
+
+def test_nothing_secret_is_said(duo, collector):
+    secret = "Zq8" * 13 + "Z"
+    for options, environ in (
+        ([secret], {}),
+        ([f"--secret-key={secret}"], {}),
+        (["--once"], {"DUO_API_HOST": secret}),
+        (["--once"], {"DUO_LOG_TYPES": secret}),
+        (["--check"], {"DUO_API_HOST": "https://api-1.duosecurity.com", "HTTPS_PROXY": f"http://user:{secret[:9]}@h:99999"}),
+    ):
+        result = collector.run(*options, environ=environ)
+        assert result.status in (2, 75, 78)
+        assert secret[:9] not in result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
