@@ -1,0 +1,399 @@
+"""The files in deploy/systemd and deploy/cron under the real systemd, cron and logrotate.
+
+They run in a machine of their own: namespaces and a writable layer over this machine's root folder,
+with systemd as process 1. It shares the network, so that the simulated tenants are on its loopback too.
+"""
+
+import contextlib
+import fcntl
+import gzip
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+
+import pytest
+from conftest import SCRIPT, wait_for
+from duo_simulator import Rules, Simulator, make_events
+
+DEPLOY = SCRIPT.parent / "deploy"
+COLLECTOR = "/opt/duo_collector/.venv/bin/python /opt/duo_collector/duo_collector.py"
+DAY_S = 86_400
+# $1 a folder, $2 the name of a cgroup, $3 this Python's prefix, $4 its packages, $5 what .venv/bin/python is to be
+BOOT = r"""
+set -eu
+if [ -d "$1/root" ]; then   # the second time, in the new cgroup namespace
+    cd "$1/root"
+    mount -t cgroup2 cgroup2 sys/fs/cgroup
+    pivot_root . mnt
+    cd /
+    umount -l /mnt
+    mount --make-rshared /      # systemd hands credentials on that way
+    exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd \
+        --unit=test.target --show-status=false
+fi
+mount --make-rprivate /
+mount -t tmpfs tmpfs "$1"
+cd "$1"
+mkdir upper work root cgroup
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" root
+mount -t cgroup2 cgroup2 cgroup
+mkdir "cgroup/$2"
+echo $$ >"cgroup/$2/cgroup.procs"
+cd root
+mount -t proc proc proc
+mount --bind proc/sys proc/sys
+mount -o remount,bind,ro proc/sys   # systemd-sysctl would set this machine's
+mount -t sysfs -o ro sysfs sys
+for folder in dev run var/log var/spool/cron etc/systemd/system etc/cron.d; do mount -t tmpfs -o mode=755 tmpfs $folder; done
+for device in null zero full random urandom tty; do touch dev/$device; mount --bind /dev/$device dev/$device; done
+mount -t tmpfs -o mode=1777 tmpfs tmp
+ln -s /proc/self/fd dev/fd
+ln -s pts/ptmx dev/ptmx
+mkdir dev/shm dev/pts dev/mqueue
+mount -t devpts -o newinstance,ptmxmode=666 devpts dev/pts
+mkdir var/spool/cron/crontabs
+: >etc/crontab
+mkdir -p opt/python opt/packages opt/duo_collector/.venv/bin
+mount --bind "$3" opt/python
+mount --bind "$4" opt/packages
+printf '%s\n' "$5" >opt/duo_collector/.venv/bin/python
+chmod 755 opt/duo_collector/.venv/bin/python
+chroot . useradd --system duo-collector
+ln -s /dev/null etc/systemd/system/systemd-modules-load.service     # the kernel is this machine's
+printf '[Unit]\nRequires=basic.target systemd-journald.service\n' >etc/systemd/system/test.target
+exec unshare --cgroup sh -c "$BOOT" boot "$@"
+"""
+
+
+def need(*programs):
+    """Skip where the test cannot run; in CI it has to."""
+    lacking = [f"no {name}" for name in programs if not shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin")]
+    if os.geteuid() != 0:
+        lacking.append("not root")
+    if lacking:
+        give_up(", ".join(lacking))
+
+
+def give_up(reason):
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+class Machine:
+    """A booted systemd, with the collector and deploy/ where the README puts them."""
+
+    def __init__(self, folder):
+        self.cgroup = f"duo-test-{os.getpid()}-{time.monotonic_ns()}"
+        python = f"/opt/python/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
+        # Not a real .venv: this Python may live in a home, and those are out of the unit's sight.
+        wrapper = f'#!/bin/sh\nPYTHONPATH=/opt/packages LD_LIBRARY_PATH=/opt/python/lib exec {python} "$@"'
+        arguments = (folder, self.cgroup, sys.base_prefix, sysconfig.get_path("purelib"), wrapper)
+        self.log = open(folder.parent / f"{self.cgroup}.log", "w+")
+        self.process = subprocess.Popen(
+            ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--uts", "--ipc",
+             "sh", "-c", BOOT, "boot", *map(str, arguments)],
+            stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, env={**os.environ, "BOOT": BOOT},
+        )  # fmt: skip
+
+    def wait(self):
+        children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        end = time.monotonic() + 60
+        while time.monotonic() < end and self.process.poll() is None:
+            self.pid = children.read_text().strip() if self.process.poll() is None else ""
+            if self.pid and self.run("systemctl", "is-active", "test.target", check=False).stdout == "active\n":
+                break
+            time.sleep(0.2)
+        else:
+            self.log.seek(0)
+            give_up(f"systemd does not boot here: {self.log.read()[-500:]}")
+        shutil.copy(SCRIPT, self.path("/opt/duo_collector/duo_collector.py"))
+        for unit in (DEPLOY / "systemd").iterdir():
+            shutil.copy(unit, self.path("/etc/systemd/system"))
+        self.run("install", "-d", "-g", "duo-collector", "-m", "750", "/etc/duo-collector", "/var/log/duo")
+        self.write("/etc/logrotate.d/duo-collector", (DEPLOY / "cron/logrotate").read_text())
+
+    def path(self, name):
+        """A file of the machine, seen from here."""
+        return pathlib.Path(f"/proc/{self.pid}/root{name}")
+
+    def write(self, name, text, mode=0o644):
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(mode)
+
+    def run(self, *command, check=True):
+        enter = f"nsenter --target {self.pid} --all --wd env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin"
+        command = (*enter.split(), *command)
+        result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+        if check and result.returncode:
+            journal = self.run("journalctl", "--lines=30", "--output=cat", check=False).stdout
+            pytest.fail(f"{command}: {result.stdout}{result.stderr}\n{journal}")
+        return result
+
+    def show(self, unit):
+        """A unit's properties."""
+        lines = self.run("systemctl", "show", unit).stdout.splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+    def drop_in(self, unit, text):
+        self.write(f"/etc/systemd/system/{unit}.d/{unit}.conf", text)  # a name that no other drop-in hides
+        self.run("systemctl", "daemon-reload")
+
+    def tenant(self, name, duo, secret=None, **settings):
+        """Write a tenant's two files. They are the collector's own, which cron needs and systemd does not."""
+        values = {**duo.settings, "DUO_REQUESTS_PER_MINUTE": "60000", "DUO_INTERVAL": "0.2", **settings}
+        key = secret or values.pop("DUO_SECRET_KEY")
+        values.pop("DUO_SECRET_KEY", None)
+        self.write(f"/etc/duo-collector/{name}.env", "".join(f"{k}={v}\n" for k, v in values.items()), 0o600)
+        self.write(f"/etc/duo-collector/{name}.key", f"{key}\n", 0o600)
+        self.run("chown", "duo-collector", f"/etc/duo-collector/{name}.env", f"/etc/duo-collector/{name}.key")
+
+    def lines(self, name):
+        """All lines of a tenant's output, rotated and compressed files included."""
+        opened = [(gzip.open if path.suffix == ".gz" else open)(path, "rt") for path in self.outputs(name)]
+        return [line for file in opened for line in file.read().splitlines()]
+
+    def outputs(self, name):
+        return list(self.path("/var/log/duo").glob(f"{name}.jsonl*"))
+
+    def rotate(self):
+        self.run("logrotate", "--force", "/etc/logrotate.d/duo-collector")
+
+    def stop(self):
+        self.process.kill()  # --kill-child ends process 1 with it, and that all others
+        self.process.wait()
+        self.log.close()
+        mount = pathlib.Path("/proc/self/mountinfo").read_text()
+        found = re.search(r"^\S+ \S+ \S+ / (\S+) .* - cgroup2 ", mount, re.MULTILINE)
+        folder = pathlib.Path(found[1] if found else "/nonexistent", self.cgroup)
+        for _ in range(50):
+            for path in sorted(folder.glob("**/"), reverse=True):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            if not folder.exists():
+                break
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    need("unshare", "nsenter", "systemctl", "systemd-analyze", "logrotate", "cron")
+    folder = tmp_path / "machine"
+    folder.mkdir()
+    machine = Machine(folder)
+    try:
+        machine.wait()
+        yield machine
+        # Shown where a test fails.
+        print(machine.run("ls", "-lR", "/var/log/duo", "/var/lib/duo-collector", check=False).stdout)
+        print(machine.run("journalctl", "--boot", "--lines=100", "--output=cat", check=False).stdout)
+    finally:
+        machine.stop()
+
+
+@contextlib.contextmanager
+def tenants(machine, names, events=50, **rules):
+    """Simulated tenants by name, each with events that no other has."""
+    with contextlib.ExitStack() as stack:
+        duos = {}
+        for number, name in enumerate(names):
+            duos[name] = stack.enter_context(Simulator(Rules(**rules)))
+            publish(duos[name], number, events)
+            machine.tenant(name, duos[name])
+        yield duos
+
+
+def publish(duo, seed, count, first_s=DAY_S, last_s=600):
+    """Have a tenant serve events, all so old."""
+    now_ms = int(time.time() * 1000)
+    for log_type in ("authentication", "telephony"):
+        duo.add(log_type, make_events(log_type, count, now_ms - first_s * 1000, now_ms - last_s * 1000, seed=seed))
+
+
+def wait_for_all(machine, name, duo, timeout_s=60):
+    """Wait until all of a tenant's events are written; then they are its own, whole, and once each."""
+    served = [event["txid"] for event in duo.events("authentication")]
+    served += [event["telephony_id"] for event in duo.events("telephony")]
+    wait_for(lambda: len(machine.lines(name)) >= len(served), f"end of the events of {name}", timeout_s)
+    events = [json.loads(line) for line in machine.lines(name)]
+    key = {"authentication": "txid", "telephony": "telephony_id"}
+    assert sorted(event[key[event["eventtype"]]] for event in events) == sorted(served)
+
+
+def ended(machine, name):
+    """Whether no run holds the tenant's checkpoint file."""
+    with open(machine.path(f"/var/lib/duo-collector/{name}/.checkpoints.json.lock")) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def size(machine, name):
+    path = machine.path(f"/var/log/duo/{name}.jsonl")
+    return path.stat().st_size if path.exists() else 0
+
+
+def test_the_units_are_sound_and_closed(machine):
+    units = [f"/etc/systemd/system/{path.name}" for path in (DEPLOY / "systemd").iterdir()]
+    verdict = machine.run("systemd-analyze", "verify", *units)
+    assert "duo-collector" not in verdict.stdout + verdict.stderr
+    for unit in ("duo-collector@acme.service", "duo-collector-once@acme.service"):
+        report = machine.run("systemd-analyze", "security", "--no-pager", unit).stdout
+        assert float(re.search(r"exposure level for \S+: ([0-9.]+)", report)[1]) <= 1.1
+
+
+def test_two_tenants_run_on_while_their_files_are_rotated(machine):
+    with tenants(machine, ("acme", "globex"), 10_000, short_pages=True, latency_s=0.05) as duos:
+        machine.run("systemctl", "start", *(f"duo-collector@{name}" for name in duos))
+        for _ in range(4):
+            wait_for(lambda: size(machine, "acme") and size(machine, "globex"), "output since the rotation")
+            machine.rotate()
+        for name, duo in duos.items():
+            wait_for_all(machine, name, duo)
+            assert sum(path.stat().st_size > 0 for path in machine.outputs(name)) == 5
+            assert machine.show(f"duo-collector@{name}")["ActiveState"] == "active"
+        machine.run("systemctl", "stop", "duo-collector@*")
+        assert machine.show("duo-collector@acme")["Result"] == "success"
+
+
+def test_a_tenant_is_shut_in(machine):
+    with tenants(machine, ("acme", "globex")) as duos:
+        machine.run("systemctl", "start", *(f"duo-collector@{name}" for name in duos))
+        wait_for_all(machine, "acme", duos["acme"])
+        pid = machine.show("duo-collector@acme")["MainPID"]
+        status = machine.path(f"/proc/{pid}/status").read_text()
+        for line in ("CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"):
+            assert line in status
+        assert int(re.search(r"Uid:\t(\d+)", status)[1]) > 0
+        environ = machine.path(f"/proc/{pid}/environ").read_text()
+        assert "DUO_API_HOST" in environ and "DUO_SECRET_KEY=" not in environ
+        assert duos["acme"].settings["DUO_SECRET_KEY"] not in environ
+        inside = ("nsenter", "--target", pid, "--mount")
+        assert machine.run(*inside, "ls", "/run/credentials").stdout == "duo-collector@acme.service\n"
+        for folder in ("/opt/duo_collector", "/var/log/duo", "/var/lib/duo-collector/globex", "/etc"):
+            assert "Read-only" in machine.run(*inside, "touch", f"{folder}/x", check=False).stderr
+        machine.run(*inside, "touch", "/var/lib/duo-collector/acme/x")
+        # Log shippers enter by group, nobody else does; and the collector can read how its output ends.
+        assert machine.path("/var/log/duo/acme.jsonl").stat().st_mode & 0o777 == 0o644
+        assert machine.path("/var/log/duo").stat().st_mode & 0o777 == 0o750
+        assert machine.path("/var/lib/duo-collector/acme").stat().st_mode & 0o777 == 0o700
+
+
+def test_twenty_tenants_by_timer(machine):
+    # Often enough for a test; the spread over a while stays.
+    fast = "[Timer]\nOnCalendar=\nOnCalendar=*:*:0/15\nRandomizedDelaySec=5\n"
+    machine.drop_in("duo-collector-once@.timer", fast)
+    with tenants(machine, [f"tenant{number}" for number in range(20)]) as duos:
+        machine.run("systemctl", "start", *(f"duo-collector-once@{name}.timer" for name in duos))
+        for name, duo in duos.items():
+            wait_for_all(machine, name, duo)
+        machine.run("systemctl", "stop", "duo-collector-once@*.timer")
+        firsts = sorted(duo.requests[0].wall for duo in duos.values())
+        assert firsts[-1] - firsts[0] > 1
+        files = {path.name for path in machine.path("/var/log/duo").iterdir()}
+        assert files == {f"{name}.jsonl" for name in duos}
+
+
+def test_a_pass_that_is_rotated_writes_on_into_the_renamed_file(machine):
+    with tenants(machine, ("acme",), 3000, short_pages=True, latency_s=0.1) as duos:
+        machine.run("systemctl", "start", "--no-block", "duo-collector-once@acme")
+        wait_for(lambda: size(machine, "acme"), "output")
+        machine.rotate()
+        wait_for_all(machine, "acme", duos["acme"])
+        wait_for(lambda: ended(machine, "acme"), "end of the run")
+        assert size(machine, "acme") == 0
+        publish(duos["acme"], 1, 10, 250, 200)  # within the lookback
+        duos["acme"].rules.latency_s = 0
+        machine.run("systemctl", "start", "duo-collector-once@acme")
+        assert size(machine, "acme") > 0
+        wait_for_all(machine, "acme", duos["acme"])
+        assert machine.path("/var/log/duo/acme.jsonl").stat().st_mode & 0o777 == 0o640
+
+
+def test_exit_statuses_of_a_pass(machine):
+    with tenants(machine, ("acme", "refused", "wrong")) as duos, held(machine, "acme"):
+        machine.tenant("refused", duos["refused"], secret="x" * 40)
+        machine.tenant("wrong", duos["wrong"], DUO_LOOKBACK="much")
+        machine.run("systemctl", "start", "duo-collector-once@acme")
+        assert "another run holds" in machine.run("journalctl", "--unit=duo-collector-once@acme").stdout
+        assert machine.show("duo-collector-once@acme")["ActiveState"] == "inactive"
+        for name, status in (("refused", "77"), ("wrong", "78")):
+            machine.run("systemctl", "start", f"duo-collector-once@{name}", check=False)
+            found = machine.show(f"duo-collector-once@{name}")
+            assert (found["ExecMainStatus"], found["ActiveState"]) == (status, "failed")
+        # A failure does not end the timer.
+        machine.drop_in("duo-collector-once@.timer", "[Timer]\nOnCalendar=\nOnCalendar=*:*:0/1\nRandomizedDelaySec=0\n")
+        machine.run("systemctl", "start", "duo-collector-once@refused.timer")
+        machine.tenant("refused", duos["refused"])
+        wait_for_all(machine, "refused", duos["refused"])
+
+
+@contextlib.contextmanager
+def held(machine, name):
+    """The checkpoint file of a tenant is held, as by another run."""
+    folder = machine.path(f"/var/lib/duo-collector/{name}")
+    folder.mkdir(parents=True)
+    with open(folder / ".checkpoints.json.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def test_what_starts_the_long_running_service_again(machine):
+    machine.drop_in("duo-collector@.service", "[Service]\nRestartSec=0.3\n")
+    machine.drop_in("duo-collector@usage.service", f"[Service]\nExecStart=\nExecStart={COLLECTOR} --wrong\n")
+    machine.drop_in("duo-collector@full.service", "[Service]\nStandardOutput=append:/dev/full\n")
+    with tenants(machine, ("acme", "wrong", "usage", "full")) as duos, held(machine, "acme") as lock:
+        machine.tenant("wrong", duos["wrong"], DUO_LOOKBACK="much")
+        machine.run("systemctl", "start", *(f"duo-collector@{name}" for name in duos))
+        for name, status in (("acme", "75"), ("full", "74")):
+            wait_for(lambda name=name: int(machine.show(f"duo-collector@{name}")["NRestarts"]) > 1, f"start of {name}")
+            assert f"status={status}/" in machine.run("journalctl", f"--unit=duo-collector@{name}").stdout
+        for name, status in (("wrong", "78"), ("usage", "2")):
+            unit = f"duo-collector@{name}"
+            wait_for(lambda unit=unit: machine.show(unit)["ActiveState"] == "failed", f"end of {name}")
+            found = machine.show(unit)
+            assert (found["ExecMainStatus"], found["NRestarts"]) == (status, "0")
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        wait_for_all(machine, "acme", duos["acme"])
+
+
+def test_cron(machine):
+    """The real daemon, for two minutes: a bare environment, a run beside a run, a rotation under a run."""
+    table = (DEPLOY / "cron/duo-collector").read_text()
+    table = re.sub(r"^(\*/5|1-59/5|30) ", "* ", table, flags=re.MULTILINE)
+    assert table.count("\n* ") == 3
+    again = '* * * * * duo-collector sh -c "$COLLECT" {}\n'
+    table += again.format("acme") + again.format("refused")
+    machine.write("/usr/sbin/sendmail", '#!/bin/sh\ncat >"$(mktemp /tmp/mail.XXXXXX)"\n', 0o755)
+    with tenants(machine, ("acme", "globex", "refused"), 500, short_pages=True) as duos:
+        duos["acme"].rules.latency_s = 0.3
+        machine.tenant("refused", duos["refused"], secret="x" * 40)
+        for name in (*duos, "behind"):
+            machine.run("install", "-d", "-o", "duo-collector", "-m", "700", f"/var/lib/duo-collector/{name}")
+            owned = f"touch {name}.jsonl {name}.log && chown duo-collector: {name}.* && chmod 640 {name}.*"
+            machine.run("sh", "-c", f"cd /var/log/duo && {owned}")
+        machine.run("touch", "--date=61 minutes ago", "/var/lib/duo-collector/behind/checkpoints.json")
+        machine.write("/etc/cron.d/duo-collector", table)
+        machine.run("systemctl", "start", "cron")
+        wait_for(lambda: size(machine, "acme"), "run", 75)
+        machine.rotate()
+        wait_for_all(machine, "globex", duos["globex"])
+        wait_for_all(machine, "acme", duos["acme"])
+        wait_for(lambda: ended(machine, "acme"), "end of the run")
+        publish(duos["acme"], 3, 10, 250, 200)
+        wait_for(lambda: size(machine, "acme"), "run after the rotation", 75)
+        wait_for_all(machine, "acme", duos["acme"])
+        assert "another run holds checkpoint file" in machine.path("/var/log/duo/acme.log.1").read_text()
+        mails = "".join(path.read_text() for path in machine.path("/tmp").glob("mail.*"))
+        assert "duo-collector refused: exit status 77" in mails and "Duo refuses the credentials" in mails
+        assert "/var/lib/duo-collector/behind/checkpoints.json" in mails
+        said = re.sub(r"^(Subject|X-Cron-Env|From|To|\w.*):.*$", "", mails, flags=re.MULTILINE)
+        assert "acme" not in said and "globex" not in said

@@ -1,0 +1,416 @@
+"""deploy/shippers: the real daemons, with the configurations as shipped, bring every event as it was written.
+
+A daemon runs in the foreground with a folder of its own and sends to a receiver on loopback. Changed in a
+configuration is only what a user would set: the file, the receiver, seconds of patience. Debian's packages rsyslog
+and syslog-ng-core exclude each other: one of them may be unpacked (dpkg-deb -x) to the folder that SHIPPER_ROOT
+names. What is not installed is skipped, but not in CI.
+"""
+
+import configparser
+import contextlib
+import importlib
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from datetime import datetime, timezone
+
+import pytest
+from conftest import SCRIPT, wait_for
+from duo_simulator import make_events
+
+SHIPPERS = pathlib.Path(__file__).parent.parent / "deploy" / "shippers"
+HOUR_MS = 3_600_000
+LOG_TYPES = ("authentication", "administrator", "telephony")
+BOTH = pytest.mark.parametrize("shipper", ["rsyslog", "syslog-ng"], indirect=True)
+
+
+def missing(what):
+    """A test that cannot be had here is skipped; CI is where all can be had."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"not installed: {what}")
+
+
+def program(name, package):
+    """The path of a daemon, and the folder that its package is unpacked in."""
+    root = pathlib.Path(os.environ.get("SHIPPER_ROOT", "/"))
+    path = shutil.which(name, path=f"{root}/usr/sbin") or shutil.which(name, path="/usr/sbin")
+    return (path, pathlib.Path(path).parent.parent.parent) if path else missing(f"{name} (Debian: {package})")
+
+
+def changed(text, changes):
+    """Text with replacements, each of which must find something: a test of a change not made tests nothing."""
+    for old, new in changes.items():
+        assert old in text, f"not in the configuration: {old}"
+        text = text.replace(old, new)
+    return text
+
+
+class Receiver:
+    """A TCP server that keeps what each connection brought; while `reading` is clear it reads nothing."""
+
+    def __init__(self, port=0):
+        self.server = socket.socket()
+        self.server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # small, or a pause would hold nobody up
+        self.server.bind(("127.0.0.1", port))
+        self.server.listen()
+        self.port = self.server.getsockname()[1]
+        self.connections, self.received = [], []
+        self.reading = threading.Event()
+        self.reading.set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.server.accept()
+                self.connections.append(connection)
+                self.received.append(bytearray())
+                threading.Thread(target=self._read, args=(connection, self.received[-1]), daemon=True).start()
+
+    def _read(self, connection, received):
+        with contextlib.suppress(OSError):
+            while self.reading.wait():
+                data = connection.recv(65536)
+                if not data:
+                    return
+                received += data
+
+    def lines(self):
+        """Whole lines: what a connection ends with, short of a newline, a receiver has to drop."""
+        return [line for received in self.received for line in bytes(received).split(b"\n")[:-1]]
+
+    def wait_for(self, line):
+        """Until this line has come; it is the last that was written."""
+        wait_for(lambda: any(r.endswith(line + b"\n") for r in self.received), f"line {line[:60]}")
+
+    def close(self):
+        for one in [self.server, *self.connections]:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)  # close alone would leave it to the thread that waits in it
+            one.close()
+
+
+class Shipper:
+    """A daemon with its configuration, in a folder of its own."""
+
+    def __init__(self, name, folder):
+        self.name, self.folder, self.process = name, folder, None
+        self.events = folder / "log" / "duo.jsonl"
+        self.events.parent.mkdir()
+        self.receiver = Receiver()
+        self.text = changed(
+            (SHIPPERS / f"{name}.conf").read_text(),
+            {"siem.example.com": "127.0.0.1", "6514": str(self.receiver.port), "/var/log/duo/": f"{folder}/log/"},
+        )
+        if name == "rsyslog":
+            path, root = program("rsyslogd", "rsyslog")
+            modules = next(root.glob("usr/lib/*/rsyslog"))
+            self.command = [path, "-n", "-f", f"{folder}/main.conf", "-i", f"{folder}/pid", "-M", str(modules)]
+            main = f"$WorkDirectory {folder}\n$IncludeConfig {folder}/shipper.conf\n"  # as in Debian's rsyslog.conf
+            self.change({'resumeInterval="5"': 'resumeInterval="1"'})
+        else:
+            path, _ = program("syslog-ng", "syslog-ng-core")
+            own = {"cfgfile": "main.conf", "persist-file": "persist", "pidfile": "pid", "control": "control"}
+            self.command = [path, "-F", "-e", "--no-caps", *(f"--{o}={folder}/{file}" for o, file in own.items())]
+            main = f'@version: 3.35\n@include "{folder}/shipper.conf"\n'
+            self.change({"time-reopen(5)": "time-reopen(1)"})
+        (folder / "main.conf").write_text(main)
+
+    def change(self, changes):
+        self.text = changed(self.text, changes)
+
+    def choose(self, variant, instead_of):
+        """Take what a configuration offers as a comment, in place of what a pattern finds."""
+        self.text, count = re.subn(instead_of, "", self.text, flags=re.MULTILINE | re.DOTALL)
+        assert count == 1
+        self.change({f"#{variant} ": ""})
+
+    def start(self):
+        (self.folder / "shipper.conf").write_text(self.text)
+        with open(self.folder / "stderr", "ab") as stderr:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr)
+
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        self.process.wait(20)
+
+    def written(self):
+        return self.events.read_bytes().splitlines()
+
+    def append(self, *lines):
+        with open(self.events, "ab") as file:
+            file.writelines(line + b"\n" for line in lines)
+
+    def close(self):
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            print((self.folder / "stderr").read_text())  # pytest shows it where a test fails
+        self.receiver.close()
+
+
+@pytest.fixture
+def shipper(request, tmp_path):
+    made = Shipper(request.param, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tenant(duo, collector):
+    """The simulated tenant with a backlog of every log type: names of the world, and an event of 200 KB."""
+    now_ms = duo.now_ms()
+    for log_type in LOG_TYPES:
+        duo.add(log_type, make_events(log_type, 400, now_ms - 5 * HOUR_MS, now_ms - HOUR_MS))
+    long = make_events("authentication", 1, now_ms - 3 * HOUR_MS, now_ms - 2 * HOUR_MS, seed=1)[0]
+    names = {"name": "Zoë 張偉 \U0001f600", "key": "DUXXXXXXXXXXXXXXXXXX", "groups": ['<13>"a\\b"\t%m'] * 10_000}
+    duo.add("authentication", json.dumps({**long, "user": names}, ensure_ascii=False))
+    collector.seed(**dict.fromkeys(LOG_TYPES, now_ms - 7 * HOUR_MS))
+    return duo
+
+
+def numbered(start, end, size=500):
+    return [b'{"n":%d,"padding":"%s"}' % (number, b"x" * size) for number in range(start, end)]
+
+
+@BOTH
+def test_every_event_arrives_as_written(shipper, tenant, collector):
+    """The collector writes while the shipper is stopped and started: each line once, whole, in order."""
+    tenant.rules.short_pages, tenant.rules.latency_s = True, 0.05
+    with open(shipper.events, "ab") as events:
+        collecting = collector.start("--once", "-q", stdout=events)
+    for _ in range(3):
+        shipper.start()
+        size = shipper.events.stat().st_size
+        wait_for(lambda size=size: shipper.events.stat().st_size > size or collecting.poll() is not None, "page")
+        shipper.stop()
+    assert (collecting.wait(30), collecting.stderr.read()) == (0, b"")
+    shipper.start()
+    written = shipper.written()
+    shipper.receiver.wait_for(written[-1])
+    shipper.stop()
+    assert len(written) == 1201
+    assert max(map(len, written)) > 200_000
+    assert any(b"\\u5f35" in line for line in written)
+    assert shipper.receiver.lines() == written
+
+
+@BOTH
+def test_half_a_line_waits_for_the_rest(shipper):
+    """A page is one write for the collector, but not for who reads meanwhile."""
+    first, second, third = numbered(0, 3, 5000)
+    shipper.append(first, second[:2500])
+    shipper.events.write_bytes(shipper.events.read_bytes()[:-1])
+    shipper.start()
+    shipper.receiver.wait_for(first)
+    shipper.stop()
+    with open(shipper.events, "ab") as file:
+        file.write(second[2500:] + b"\n")
+    shipper.append(third)
+    shipper.start()
+    shipper.receiver.wait_for(third)
+    shipper.stop()
+    assert shipper.receiver.lines() == [first, second, third]
+
+
+@BOTH
+def test_a_kill_loses_nothing(shipper):
+    """Killed in the middle: nothing is missing, and what comes twice are some last lines before the kill."""
+    written = numbered(0, 12_000)
+    shipper.append(*written)
+    shipper.start()
+    wait_for(lambda: shipper.receiver.received and len(shipper.receiver.received[0]) > 1_000_000, "first megabyte")
+    shipper.receiver.reading.clear()  # so that it is held up, and the kill comes before the end
+    shipper.stop(signal.SIGKILL)
+    positions = [path.stat().st_size for path in shipper.folder.glob("imfile-state*")]
+    shipper.receiver.reading.set()
+    shipper.start()
+    shipper.receiver.wait_for(written[-1])
+    shipper.stop()
+    before, after = (bytes(received).split(b"\n")[:-1] for received in shipper.receiver.received)
+    assert 0 < len(before) < len(written)
+    assert before == written[: len(before)]
+    assert after == written[-len(after) :]
+    twice = len(before) + len(after) - len(written)
+    # The comment on persistStateInterval says when rsyslog begins anew.
+    assert 0 <= twice <= (1001 if shipper.name == "rsyslog" else 100) or 0 in positions
+
+
+@BOTH
+@pytest.mark.parametrize("number", [None, signal.SIGKILL, signal.SIGTERM])
+def test_a_receiver_that_is_away_is_waited_for(shipper, number):
+    """Also when the shipper is killed or stopped meanwhile."""
+    before, during = numbered(0, 50), numbered(50, 300)
+    shipper.append(*before)
+    shipper.start()
+    shipper.receiver.wait_for(before[-1])
+    shipper.receiver.close()
+    shipper.append(*during)
+    wait_for(lambda: "refused" in (shipper.folder / "stderr").read_text(), "try to connect")
+    if number:
+        shipper.stop(number)
+        shipper.start()
+    back = Receiver(shipper.receiver.port)
+    try:
+        back.wait_for(during[-1])
+        lines = back.lines()
+    finally:
+        back.close()
+    if number == signal.SIGKILL:  # rsyslog begins anew then, as it had not kept its position yet
+        lines = [line for line in lines if line not in before]
+    missing_lines = [line for line in during if line not in lines]
+    # The one event that a comment in rsyslog.conf speaks of.
+    assert len(missing_lines) <= (1 if (shipper.name, number) == ("rsyslog", signal.SIGTERM) else 0)
+    assert lines == [line for line in during if line not in missing_lines]
+
+
+@BOTH
+def test_a_rotation_loses_nothing(shipper):
+    """The file is renamed, as logrotate does, and the next run of the collector begins a new one."""
+    old, late, new = numbered(0, 100), numbered(100, 200), numbered(200, 300)
+    shipper.append(*old)
+    shipper.start()
+    shipper.receiver.wait_for(old[-1])
+    shipper.append(*late)
+    shipper.events.rename(shipper.events.with_name("duo.jsonl.1"))
+    shipper.append(*new)
+    shipper.receiver.wait_for(new[-1])
+    wait_for(lambda: len(shipper.receiver.lines()) >= 300, "lines of the old file")
+    shipper.stop()
+    assert shipper.receiver.lines() == old + late + new
+
+
+def long_and_short(shipper, setting):
+    """What arrives of an event of 200 KB when a setting is left at its default, and the event."""
+    long, short = numbered(0, 1, 200_000)[0], numbered(1, 2)[0]
+    shipper.change({setting: ""})
+    shipper.append(long, short)
+    shipper.start()
+    shipper.receiver.wait_for(short)
+    return shipper.receiver.lines()[:-1], long
+
+
+@pytest.mark.parametrize("shipper", ["rsyslog"], indirect=True)
+def test_rsyslog_by_default_drops_the_end_of_a_long_event(shipper):
+    """The comment says so, and the setting is what keeps the event whole."""
+    pieces, long = long_and_short(shipper, 'global(maxMessageSize="1m")')
+    assert pieces == [long[:8096]]
+
+
+@pytest.mark.parametrize("shipper", ["syslog-ng"], indirect=True)
+def test_syslog_ng_by_default_splits_a_long_event(shipper):
+    pieces, long = long_and_short(shipper, "log-msg-size(1048576)\n        ")
+    assert pieces == [long[at : at + 65536] for at in range(0, len(long), 65536)]
+
+
+@pytest.mark.parametrize("shipper", ["rsyslog"], indirect=True)
+def test_rsyslog_reads_the_files_of_all_tenants(shipper):
+    shipper.start()
+    second = shipper.events.with_name("second.jsonl")
+    shipper.append(*numbered(0, 50))
+    second.write_bytes(b"".join(line + b"\n" for line in numbered(50, 100)))
+    wait_for(lambda: len(shipper.receiver.lines()) >= 100, "both files")
+    shipper.stop()
+    assert sorted(shipper.receiver.lines()) == sorted(numbered(0, 100))
+
+
+@pytest.mark.parametrize("shipper", ["rsyslog"], indirect=True)
+def test_rsyslog_hands_events_to_a_program(shipper):
+    """omprog: the program ends without an answer in the middle, and is given that event again."""
+    sink, out = shipper.folder / "sink", shipper.folder / "out"
+    sink.write_text(f"""#!{sys.executable}
+import pathlib, sys
+out, once = open({str(out)!r}, "ab"), pathlib.Path({str(out)!r} + ".once")
+print("OK", flush=True)
+for line in sys.stdin.buffer:
+    if line.startswith(b'{{"n":20,') and not once.exists():
+        once.touch()
+        sys.exit(1)
+    out.write(line)
+    out.flush()
+    print("OK", flush=True)
+""")
+    sink.chmod(0o755)
+    shipper.choose("omprog", r'^    action\(type="omfwd".*?"60"\)\n')
+    shipper.change({"/usr/local/bin/duo_sink": str(sink)})
+    written = [*numbered(0, 50), *numbered(50, 51, 200_000), *numbered(51, 60)]
+    shipper.append(*written)
+    shipper.start()
+    wait_for(lambda: out.exists() and out.read_bytes().count(b"\n") >= 60, "last event")
+    shipper.stop()
+    assert out.read_bytes().splitlines() == written
+
+
+@pytest.mark.parametrize("shipper", ["syslog-ng"], indirect=True)
+def test_syslog_ng_runs_the_collector(shipper, tenant, collector):
+    """program(): whole lines without a file."""
+    settings = shipper.folder / "env"
+    settings.write_text("".join(f"{name}={value}\n" for name, value in collector.environ.items() if name != "PATH"))
+    settings.chmod(0o600)
+    shipper.choose("program", r"^source s_duo \{.*?^\};\n")
+    command = "/opt/duo_collector/.venv/bin/python /opt/duo_collector/duo_collector.py"
+    shipper.change({command: shlex.join([sys.executable, str(SCRIPT), "--env-file", str(settings)])})
+    shipper.start()
+    wait_for(lambda: len(shipper.receiver.lines()) >= 1201, "last event")
+    shipper.stop()
+    expected = collector.once("--since", "7h", "-q").stdout.encode().splitlines()
+    assert sorted(shipper.receiver.lines()) == sorted(expected)
+
+
+@pytest.mark.parametrize("name", ["vector.yaml", "fluent-bit.yaml", "filebeat.yml"])
+def test_a_configuration_that_is_not_run_is_yaml(name):
+    """And says in its head that it is not run."""
+    try:
+        yaml = importlib.import_module("yaml")
+    except ImportError:
+        missing("PyYAML")
+    text = (SHIPPERS / name).read_text()
+    assert "NOT RUN" in text.split("\n\n")[0]
+    assert isinstance(yaml.safe_load(text), dict)
+
+
+def splunk(name):
+    """A .conf file of Splunk's; a setting given twice in a stanza is an error."""
+    parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#",))
+    parser.optionxform = str
+    parser.read_string((SHIPPERS / "splunk" / name).read_text())
+    return parser
+
+
+def test_splunk_knows_the_sourcetype():
+    monitor = splunk("inputs.conf")["monitor:///var/log/duo/*.jsonl"]
+    assert monitor["sourcetype"] in splunk("props.conf")
+
+
+@pytest.mark.parametrize(
+    "log_type", ["authentication", "administrator", "telephony", "activity", "offline_enrollment", "trust_monitor"]
+)
+def test_splunk_finds_event_and_time(log_type, duo, collector):
+    """The expressions, on lines that the collector wrote: each line is an event, at the time that Duo gave it."""
+    now_ms = duo.now_ms()
+    duo.add(log_type, make_events(log_type, 100, now_ms - 5 * HOUR_MS, now_ms - HOUR_MS))
+    collector.seed(**{log_type: now_ms - 7 * HOUR_MS})
+    stdout = collector.once("--log-types", log_type, "-q").stdout
+    props = splunk("props.conf")["duo:trust_monitor" if log_type == "trust_monitor" else "duo"]
+    events = re.split(props["LINE_BREAKER"], stdout)[::2][:-1]  # it captures, so every other piece is a line break
+    assert events == stdout.splitlines()
+    assert len(events) == 100
+    for text in events:
+        assert len(text) < int(props["TRUNCATE"])
+        start = re.search(props["TIME_PREFIX"], text).end()
+        found = text[start : start + int(props["MAX_TIMESTAMP_LOOKAHEAD"])]
+        event = json.loads(text)
+        if props["TIME_FORMAT"] == "%s%3N":
+            assert int(found) == event["surfaced_timestamp"]
+        else:
+            at = datetime.strptime(found, props["TIME_FORMAT"]).replace(tzinfo=timezone.utc)
+            given = datetime.fromisoformat(event.get("isotimestamp") or event["ts"])
+            assert (at, props["TZ"]) == (given.replace(microsecond=0), "UTC")
