@@ -25,6 +25,14 @@ CHECKPOINT_KEYS = {
 }
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: mostly waits, so it is started first")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @dataclass
 class Result:
     """How a run ended."""

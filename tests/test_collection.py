@@ -132,7 +132,7 @@ def test_open_questions_of_the_api(duo, collector, question):
     for name, value in QUESTIONS[question].items():
         setattr(duo.rules, name, value)
     for log_type in LOG_TYPES:
-        fill(duo, log_type, 1_500 if log_type != "trust_monitor" else 450)
+        fill(duo, log_type, 1_100 if log_type != "trust_monitor" else 250)
         # bursts, one of them where a page ends
         at_ms = (now_ms() - 7 * HOUR) // 1000 * 1000
         duo.add(log_type, instant(log_type, 40, at_ms + 300_000, spread_us=1))

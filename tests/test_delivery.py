@@ -138,6 +138,7 @@ def largest_page(duo):
 # Kills
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("log_types", "count", "page", "span_ms", "lookback"),
     [

@@ -465,6 +465,7 @@ def run_as_kubernetes_does(image, duo, rendered, tmp_path):
     assert image.run(**pod)[0] == 74
 
 
+@pytest.mark.slow
 def test_the_image_runs_as_docker_and_as_kubernetes_run_it(rendered, image, duo, tmp_path):
     now_ms = duo.now_ms()
     for name in LOG_TYPES:

@@ -250,6 +250,7 @@ def test_the_units_are_sound_and_closed(machine):
         assert float(re.search(r"exposure level for \S+: ([0-9.]+)", report)[1]) <= 1.1
 
 
+@pytest.mark.slow
 def test_two_tenants_run_on_while_their_files_are_rotated(machine):
     with tenants(machine, ("acme", "globex"), 10_000, short_pages=True, latency_s=0.05) as duos:
         machine.run("systemctl", "start", *(f"duo-collector@{name}" for name in duos))
@@ -287,6 +288,7 @@ def test_a_tenant_is_shut_in(machine):
         assert machine.path("/var/lib/duo-collector/acme").stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.slow
 def test_twenty_tenants_by_timer(machine):
     # Often enough for a test; the spread over a while stays.
     fast = "[Timer]\nOnCalendar=\nOnCalendar=*:*:0/15\nRandomizedDelaySec=5\n"
@@ -346,6 +348,7 @@ def held(machine, name):
         yield file
 
 
+@pytest.mark.slow
 def test_what_starts_the_long_running_service_again(machine):
     machine.drop_in("duo-collector@.service", "[Service]\nRestartSec=0.3\n")
     machine.drop_in("duo-collector@usage.service", f"[Service]\nExecStart=\nExecStart={COLLECTOR} --wrong\n")
@@ -365,6 +368,7 @@ def test_what_starts_the_long_running_service_again(machine):
         wait_for_all(machine, "acme", duos["acme"])
 
 
+@pytest.mark.slow
 def test_cron(machine):
     """The real daemon, for two minutes: a bare environment, a run beside a run, a rotation under a run."""
     table = (DEPLOY / "cron/duo-collector").read_text()

@@ -52,6 +52,7 @@ def test_a_bundle_of_authorities_is_honoured(tmp_path):
         assert duo.connections == 1
 
 
+@pytest.mark.slow
 def test_an_unknown_authority_is_refused(tmp_path):
     with tls_tenant(tmp_path) as (duo, collector):
         before = collector.checkpoint_file.read_bytes()

@@ -29,6 +29,7 @@ def prepared(parameters, host=HOST):
 TEXT = st.text(st.sampled_from(RESERVED) | st.characters(exclude_categories=["Cs"]), max_size=10)
 
 
+@pytest.mark.slow
 @settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(TEXT, TEXT, max_size=6))
 def test_any_parameters_are_signed_as_duos_client_signs_them(parameters):

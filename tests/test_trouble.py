@@ -117,6 +117,7 @@ def process_once_with(duo, collector, answer):
     assert len(duo.requests) == asked + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retry_after", [None, "seconds", "date"])
 def test_a_429_is_waited_out(duo, collector, retry_after):
     fill(duo, 2_500, ["telephony"])
@@ -139,6 +140,7 @@ def test_a_retry_after_beyond_all_patience_ends_the_pass_at_once(duo, collector)
     assert (result.status, len(duo.requests)) == (75, 1)
 
 
+@pytest.mark.slow
 def test_administrator_events_keep_coming_while_authentication_is_limited(duo, collector):
     fill(duo, 1_200)
     duo.inject("authentication", *["error_429"] * 4)
@@ -223,6 +225,7 @@ def drip(handler):
 OUTAGES = {"hang": (hang, "Read timed out"), "drip": (drip, "no complete answer within 30 s"), "503": ("error_503", "503")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outage", OUTAGES)
 def test_what_only_fails_is_given_up_after_some_30_s(duo, collector, outage):
     fault, said = OUTAGES[outage]
@@ -235,6 +238,7 @@ def test_what_only_fails_is_given_up_after_some_30_s(duo, collector, outage):
     assert not collector.checkpoint_file.exists()
 
 
+@pytest.mark.slow
 def test_nobody_listens(duo, collector):
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
