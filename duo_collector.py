@@ -489,10 +489,15 @@ class Duo:
             if split_answer(answer.body, "response")[0]:
                 self.learn_clock(answer)
 
-    def learn_clock(self, answer: Answer) -> None:
-        """Compare the local clock with the Date of an answer; warn, once, where they are far apart."""
-        if answer.date_ms is None:
-            return
+    def learn_clock(self, answer: Answer) -> float | None:
+        """Compare the local clock with the Date of an answer, which is returned if it can be believed (ms).
+
+        Warns, once, where they are far apart.
+        """
+        # An accepted request had a date that was about right, so an answer an hour from it is not dated rightly.
+        signed_ms = answer.sent_ms + self.clock_offset_s * 1000
+        if answer.date_ms is None or (answer.status == 200 and abs(answer.date_ms - signed_ms) > 3_600_000):
+            return None
         # Duo stamped it, in whole seconds, between our sending and receiving. Clocks that may be equal are
         # taken as equal; for others the lower bound is taken, so that no window reaches beyond what Duo shows.
         equal = answer.sent_ms - 1000 < answer.date_ms <= answer.received_ms
@@ -501,6 +506,7 @@ class Duo:
             self.clock_warned = True
             off_s, side = abs(self.clock_offset_s), "behind" if self.clock_offset_s > 0 else "ahead of"
             log.warning("local clock is %.0f s %s Duo's; collecting by Duo's, but set it right", off_s, side)
+        return answer.date_ms
 
 
 @contextlib.contextmanager
@@ -546,7 +552,7 @@ class Page(NamedTuple):
     events: list[Event]
     cursor: str | None
     total: int | None  # events in the window, says Duo: a hint
-    date_ms: float | None  # Duo's clock when it answered
+    date_ms: float | None  # Duo's clock when it answered, if that is known
 
 
 def request_page(duo: Duo, log_type: LogType, parameters: Mapping[str, str]) -> Page:
@@ -554,14 +560,14 @@ def request_page(duo: Duo, log_type: LogType, parameters: Mapping[str, str]) -> 
 
     Raises Refused, BadRequest, Limited or Failed.
     """
-    offset_s = duo.clock_offset_s
-    answer = duo.get(log_type.path, parameters)
-    envelope, events = split_answer(answer.body, log_type.list_key)
-    if envelope.get("stat") in ("OK", "FAIL"):  # and not the page of a proxy with a clock of its own
-        duo.learn_clock(answer)
-    if answer.status == 401 and abs(duo.clock_offset_s - offset_s) > JITTER_S:
+    for signed_again in (False, True):
+        offset_s = duo.clock_offset_s
         answer = duo.get(log_type.path, parameters)
         envelope, events = split_answer(answer.body, log_type.list_key)
+        # What is not Duo's own JSON may be the page of a proxy, with a clock of its own.
+        date_ms = duo.learn_clock(answer) if envelope.get("stat") in ("OK", "FAIL") else None
+        if answer.status != 401 or abs(duo.clock_offset_s - offset_s) <= JITTER_S or signed_again:
+            break
     response = envelope.get("response")
     holder = response if isinstance(response, dict) else envelope
     if answer.status != 200 or envelope.get("stat") != "OK" or holder.get(log_type.list_key) != [] or events is None:
@@ -572,7 +578,7 @@ def request_page(duo: Duo, log_type: LogType, parameters: Mapping[str, str]) -> 
             [Event(text, value, event_time(log_type, value)) for text, value in events],
             read_cursor(metadata.get("next_offset")),
             read_total(metadata.get("total_objects")),
-            answer.date_ms,
+            date_ms,
         )
     except (AttributeError, ValueError):
         raise Failed(f"an answer with metadata that make no sense: {one_line(str(metadata))}") from None
