@@ -695,6 +695,11 @@ def reached(log_type: LogType, page: Page, window: Window) -> int:
 Requests = Generator[dict[str, str], Optional[Page], None]
 
 
+def read(log_type: LogType, window: Window) -> Requests:
+    """The requests that read a window of this log type."""
+    return by_cursor(log_type, window) if log_type.cursor else by_mintime(log_type, window)
+
+
 def by_cursor(log_type: LogType, window: Window) -> Requests:
     """Read a window by cursor.
 
@@ -1160,7 +1165,7 @@ def open_window(run: Run, log_type: LogType, tally: Tally) -> Turns[tuple[Window
         if window is None:
             warn_if_ahead(run, log_type)
             return None
-        requests = (by_cursor if log_type.cursor else by_mintime)(log_type, window)
+        requests = read(log_type, window)
         offset_s = run.duo.clock_offset_s
         page = yield from ask(run, log_type, next(requests), tally)
         # The first answer tells Duo's clock. A window that reached into what Duo does not show yet may have
@@ -1276,7 +1281,7 @@ def check(settings: Settings) -> int:
     duo = Duo(settings, Checkpoints(settings.checkpoint_file, settings.seeds).clock_offset_s)
     for log_type in settings.log_types:
         until_ms = duo.now_ms() - log_type.delay_ms
-        parameters = next((by_cursor if log_type.cursor else by_mintime)(log_type, Window(until_ms - 60_000, until_ms)))
+        parameters = next(read(log_type, Window(until_ms - 60_000, until_ms)))
         try:
             request_page(duo, log_type, {**parameters, "limit": "1"} if log_type.cursor else parameters)
             output.write(f"{log_type.name}: ok\n")
