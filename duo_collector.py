@@ -28,6 +28,7 @@ import codecs
 import contextlib
 import email.utils
 import fcntl
+import functools
 import hashlib
 import hmac
 import io
@@ -46,6 +47,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from itertools import accumulate, islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar
 from urllib.parse import quote, urlsplit
@@ -316,7 +318,7 @@ def number(unit: str, least: float, most: float) -> Callable[[str], float]:
 
 DAY_MS = 86_400_000
 AGES_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EPOCH, MILLISECOND = datetime(1970, 1, 1, tzinfo=timezone.utc), timedelta(milliseconds=1)
 
 
 def parse_since(text: str, now_ms: int) -> int:
@@ -340,7 +342,7 @@ def parse_iso(text: str) -> float | None:
     """Read an ISO 8601 time as ms, UTC unless it says otherwise; None when it is none."""
     try:
         parsed = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)  # 3.10 knows no Z
-        return ((parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)) - EPOCH) / timedelta(milliseconds=1)
+        return ((parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)) - EPOCH) / MILLISECOND
     except (ValueError, OverflowError):
         return None
 
@@ -462,7 +464,7 @@ class Duo:
 
     def get(self, path: str, parameters: Mapping[str, str]) -> Answer:
         """One signed request, one answer of any kind. Raises Failed where none came."""
-        sent_ms, settings, body = time.time() * 1000, self.settings, bytearray()
+        sent_ms, settings, chunks = time.time() * 1000, self.settings, list[bytes]()
         date = email.utils.formatdate(sent_ms / 1000 + self.clock_offset_s)
         signature = DuoSignature(settings.integration_key, settings.secret_key, settings.host, date)
         try:
@@ -470,23 +472,24 @@ class Duo:
             with deadline(ANSWER_S):
                 response = self.session.get(url, auth=signature, timeout=(CONNECT_S, SILENCE_S), stream=True)
                 received_ms = time.time() * 1000
-                for chunk in response.iter_content(1 << 16):
-                    body += chunk
-                    if len(body) > ANSWER_BYTES:
+                for chunk in response.iter_content(ANSWER_BYTES + 1):
+                    chunks.append(chunk)
+                    if sum(map(len, chunks)) > ANSWER_BYTES:
                         raise Failed(f"an answer of more than {ANSWER_BYTES:,} bytes")
         except Failed:
             self.session.close()  # so that the rest of that answer is not taken for the next one
             raise
         except Exception as error:  # whatever requests and urllib3 make of a proxy, a header or a certificate
             raise Failed(f"no answer from {settings.host}: {innermost(error)}") from None
+        body = b"".join(chunks)
         log.debug("GET %s: %d, %s", url, response.status_code, counted(len(body), "byte"))
-        return Answer(response.status_code, response.headers, bytes(body), sent_ms, received_ms)
+        return Answer(response.status_code, response.headers, body, sent_ms, received_ms)
 
     def ask_clock(self) -> None:
         """Learn Duo's clock where no log can be asked for; without an answer the local one has to do."""
-        with contextlib.suppress(Failed):
+        with contextlib.suppress(Failed, ValueError, RecursionError):
             answer = self.get("/auth/v2/ping", {})
-            if split_answer(answer.body, "response")[0]:
+            if isinstance(json.loads(answer.body), dict):  # or it is the page of a proxy
                 self.learn_clock(answer)
 
     def learn_clock(self, answer: Answer) -> float | None:
@@ -539,10 +542,10 @@ def one_line(text: str) -> str:
 
 
 class Event(NamedTuple):
-    """One event: as Duo wrote it, and as far as it is read."""
+    """One event: as Duo wrote it, and the two things that are read of it."""
 
-    text: str
-    value: Any
+    text: str  # the beginning of a line of JSON in ASCII: more fields may follow
+    identity: str  # its id or, where it has none, `#` and a hash of its content
     time_ms: float | None  # None: missing or odd
 
 
@@ -563,7 +566,7 @@ def request_page(duo: Duo, log_type: LogType, parameters: Mapping[str, str]) -> 
     for signed_again in (False, True):
         offset_s = duo.clock_offset_s
         answer = duo.get(log_type.path, parameters)
-        envelope, events = split_answer(answer.body, log_type.list_key)
+        envelope, events = split_answer(answer.body, log_type)
         # What is not Duo's own JSON may be the page of a proxy, with a clock of its own.
         date_ms = duo.learn_clock(answer) if envelope.get("stat") in ("OK", "FAIL") else None
         if answer.status != 401 or abs(duo.clock_offset_s - offset_s) <= JITTER_S or signed_again:
@@ -574,54 +577,81 @@ def request_page(duo: Duo, log_type: LogType, parameters: Mapping[str, str]) -> 
         raise refusal(answer, envelope)
     metadata = holder.get("metadata") or envelope.get("metadata") or {}  # duo_client looks in both places
     try:
-        return Page(
-            [Event(text, value, event_time(log_type, value)) for text, value in events],
-            read_cursor(metadata.get("next_offset")),
-            read_total(metadata.get("total_objects")),
-            date_ms,
-        )
+        cursor, total = read_cursor(metadata.get("next_offset")), read_total(metadata.get("total_objects"))
+        return Page(events, cursor, total, date_ms)
     except (AttributeError, ValueError):
         raise Failed(f"an answer with metadata that make no sense: {one_line(str(metadata))}") from None
 
 
-DECODER = json.JSONDecoder(parse_constant=int)  # which fails on NaN and Infinity, as JSON does
+read_value = json.JSONDecoder(parse_constant=int).raw_decode  # int fails on NaN and Infinity, as JSON does
+NOT_ASCII = re.compile(rb"[\x80-\xff]+")
 BETWEEN = re.compile(r"\s*(?:,\s*(?=[^\s\]])|(?=\]))")
 
 
-def split_answer(body: bytes, list_key: str) -> tuple[dict[str, Any], list[tuple[str, Any]] | None]:
-    """Split an answer into its JSON with the list of events emptied, and each event's own text and value.
+def split_answer(body: bytes, log_type: LogType) -> tuple[dict[str, Any], list[Event] | None]:
+    """Split an answer into its JSON with the list of events emptied, and the events.
 
     An event's text goes out as it came in: decoded and encoded again, its numbers would change.
     What is not a JSON object comes back as an empty one; where there is no list, its place holds None.
     """
-    events: list[tuple[str, Any]] | None = None
+    events: list[Event] | None = None
     try:
-        text = body.decode()
-        opening = re.search(rf'"{list_key}"\s*:\s*\[\s*', text)
+        text = body.decode("ascii", "json").replace("\n", " ").replace("\r", " ")  # which only stand between tokens
+        opening = re.search(rf'"{log_type.list_key}"\s*:\s*\[\s*', text)
         if opening:
             events, at = [], opening.end()
-            while text[at : at + 1] != "]":
-                value, end = DECODER.raw_decode(text, at)
-                events.append((text[at:end], value))
+            while text[at] != "]":
+                value, end = read_value(text, at)
+                events.append(read_event(log_type, text[at:end], value))
                 between = BETWEEN.match(text, end)
                 at = between.end() if between else len(text)
             text = text[: opening.end()] + text[at:]
-        envelope = DECODER.decode(text)
-    except (ValueError, RecursionError):
+        envelope = json.loads(text, parse_constant=int)
+    except (IndexError, RecursionError, ValueError):
         return {}, None
     return (envelope, events) if isinstance(envelope, dict) else ({}, None)
 
 
-def event_time(log_type: LogType, event: Any) -> float | None:
-    """An event's time in ms, fraction included; None where it is missing or odd."""
-    value = event.get(log_type.time_field) if isinstance(event, dict) else None
+@functools.lru_cache(maxsize=10_000)  # names and places come again and again
+def escaped(text: bytes) -> str:
+    """UTF-8 as JSON escapes it inside a string."""
+    return json.dumps(text.decode())[1:-1]
+
+
+def escape(error: UnicodeError) -> tuple[str, int]:
+    """Read what is not ASCII; in JSON it is inside strings only."""
+    assert isinstance(error, UnicodeDecodeError)
+    run = NOT_ASCII.match(error.object, error.start)
+    assert run
+    return escaped(run[0]), run.end()
+
+
+codecs.register_error("json", escape)
+
+
+def read_event(log_type: LogType, text: str, value: Any) -> Event:
+    """An event from its text and its value. Only the text is kept: a page of values takes ten times as much."""
+    if not isinstance(value, dict):
+        value, text = {"event": value}, '{"event":' + text + "}"
+    if "eventtype" in value or "host" in value:  # which are ours
+        value = {name: item for name, item in value.items() if name not in ("eventtype", "host")}
+        text = json.dumps(value)
+    identity = value.get(log_type.id_field)
+    if not isinstance(identity, (str, int)) or identity == "":
+        content = json.dumps(value, sort_keys=True)
+        identity = "#" + hashlib.sha256(content.encode()).hexdigest()[:32]
+    return Event(text[:-1] + "," if value else "{", str(identity), event_time(log_type, value.get(log_type.time_field)))
+
+
+def event_time(log_type: LogType, value: Any) -> float | None:
+    """An event's time in ms, fraction included; None where it is odd."""
     if isinstance(value, str):
-        value = parse_iso(value)
+        time_ms = parse_iso(value)
     elif isinstance(value, (int, float)):
-        value = value * log_type.unit_ms
+        time_ms = value * log_type.unit_ms
     else:
         return None
-    return value if value is not None and 0 <= value < 10**14 else None
+    return time_ms if time_ms is not None and 0 <= time_ms < 10**14 else None
 
 
 def read_cursor(value: Any) -> str | None:
@@ -912,17 +942,8 @@ def lock(path: str) -> None:
 # Output
 
 
-def escape(error: UnicodeError) -> tuple[str, int]:
-    """Encode what is not ASCII as JSON escapes it; JSON text has it inside strings only."""
-    assert isinstance(error, UnicodeEncodeError)
-    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
-
-
-codecs.register_error("json", escape)
-
-
 class Output:
-    """Lines on stdout, in one write a page."""
+    """Lines on stdout."""
 
     def __init__(self) -> None:
         """Raises CollectorError where stdout is closed."""
@@ -933,19 +954,22 @@ class Output:
         self.torn = self.regular and not ends_in_newline(self.fd)
         self.unsaved = False  # something was written that no checkpoint knows of yet
 
-    def write(self, text: str) -> None:
-        """Write JSON text, all of it, as ASCII, and in a regular file durably. Raises CollectorError."""
-        if not text:
+    def write(self, lines: list[str]) -> None:
+        """Write JSON lines as ASCII, all of them, and in a regular file durably. Raises CollectorError."""
+        if not lines:
             return
         self.unsaved = True
-        rest = memoryview(("\n" + text if self.torn else text).encode("ascii", "json"))
-        self.torn = False
         try:
-            while rest:
-                try:
-                    rest = rest[os.write(self.fd, rest) :]
-                except BlockingIOError:  # somebody who shares this pipe wants it so
-                    select.select([], [self.fd], [])
+            if self.torn:
+                os.write(self.fd, b"\n")
+                self.torn = False
+            for first in range(0, len(lines), 64):  # in one piece a page takes twice the system's time for its memory
+                rest = memoryview("".join(lines[first : first + 64]).encode("ascii"))
+                while rest:
+                    try:
+                        rest = rest[os.write(self.fd, rest) :]
+                    except BlockingIOError:  # somebody who shares this pipe wants it so
+                        select.select([], [self.fd], [])
             if self.regular:
                 os.fsync(self.fd)
         except OSError as error:
@@ -963,28 +987,6 @@ def ends_in_newline(fd: int) -> bool:
             return size == 0 or os.pread(file.fileno(), 1, size - 1) == b"\n"
     except OSError:
         return size == 0  # unknown: an empty line does less harm than two events on one
-
-
-def to_line(event: Event, tail: str) -> str:
-    """An event as a line: its own text, and at its end `tail`, the fields that are added."""
-    text = event.text.replace("\n", " ").replace("\r", " ")  # white space: inside a string JSON escapes them
-    if not isinstance(event.value, dict):
-        return '{"event":' + text + tail
-    kept = event.value
-    if "eventtype" in kept or "host" in kept:
-        kept = {name: value for name, value in kept.items() if name not in ("eventtype", "host")}
-        text = json.dumps(kept)
-    return text[:-1] + (tail if kept else tail[1:])
-
-
-def identify(log_type: LogType, event: Any, seen: Counter[str]) -> str:
-    """What an event is known by: its id, or its content and how many times that has been `seen`."""
-    identity = event.get(log_type.id_field) if isinstance(event, dict) else None
-    if isinstance(identity, (str, int)) and identity != "":
-        return str(identity)
-    content = hashlib.sha256(json.dumps(event, sort_keys=True).encode()).hexdigest()[:32]
-    seen[content] += 1
-    return f"{content}#{seen[content]}"
 
 
 # Pace
@@ -1237,24 +1239,26 @@ def write_page(run: Run, log_type: LogType, tally: Tally, window: Window, page: 
     """Write what is new on a page, then move the checkpoint to `since_ms`. Raises CollectorError."""
     position = run.checkpoints.positions[log_type]
     added = {"eventtype": log_type.name, "host": run.settings.host}  # as Duo's own client does
-    tail = "," + json.dumps(added, separators=(",", ":"))[1:] + "\n"
+    tail = json.dumps(added, separators=(",", ":"))[1:] + "\n"
     if log_type.cursor is None:
         tally.seen.clear()  # such a page starts with a whole second, and with it the count of equal events
     lines: list[str] = []
     identities: dict[str, int] = {}
-    for event in in_order(page.events):
-        early_ms = 0 if event.time_ms is None else window.start_ms - event.time_ms
+    for text, identity, time_ms in in_order(page.events):
+        early_ms = 0 if time_ms is None else window.start_ms - time_ms
         if log_type.cursor is None and 0 < early_ms <= log_type.unit_ms:
             continue  # of the second that by_mintime asks for in addition
-        identity = identify(log_type, event.value, tally.seen)
+        if identity[0] == "#":
+            tally.seen[identity] += 1
+            identity = f"{identity[1:]}#{tally.seen[identity]}"
         if identity not in position.written and identity not in tally.latest and identity not in identities:
-            lines.append(to_line(event, tail))
+            lines.append(text + tail)
         # An odd time says nothing about where in the window Duo has the event.
-        identities[identity] = window.until_ms if event.time_ms is None or early_ms > 0 else int(event.time_ms)
+        identities[identity] = window.until_ms if time_ms is None or early_ms > 0 else int(time_ms)
     moved = position.moved(since_ms, identities, run.settings.lookback_ms)
     if lines or moved != position:
         with run.checkpoints.saving(log_type, moved, run.duo.clock_offset_s):
-            run.output.write("".join(lines))
+            run.output.write(lines)
     run.output.unsaved = False
     tally.written += len(lines)
     tally.received += len(identities.keys() - tally.latest)
@@ -1263,11 +1267,9 @@ def write_page(run: Run, log_type: LogType, tally: Tally, window: Window, page: 
 
 def in_order(events: list[Event]) -> list[Event]:
     """Events sorted by their times; one without a time stays behind the one before it."""
-    timed, time_ms = [], 0.0
-    for event in events:
-        time_ms = time_ms if event.time_ms is None else event.time_ms
-        timed.append((time_ms, event))
-    return [event for _, event in sorted(timed, key=itemgetter(0))]
+    given = (event.time_ms for event in events)
+    times = accumulate(given, lambda before, time_ms: before if time_ms is None else time_ms, initial=0.0)
+    return [event for _, event in sorted(zip(islice(times, 1, None), events), key=itemgetter(0))]
 
 
 # The command line
@@ -1284,10 +1286,10 @@ def check(settings: Settings) -> int:
         parameters = next(read(log_type, Window(until_ms - 60_000, until_ms)))
         try:
             request_page(duo, log_type, {**parameters, "limit": "1"} if log_type.cursor else parameters)
-            output.write(f"{log_type.name}: ok\n")
+            output.write([f"{log_type.name}: ok\n"])
         except (GaveUp, Failed) as problem:
             worst = max(worst, problem.status)
-            output.write(discreet(f"{log_type.name}: {problem}\n"))
+            output.write([discreet(f"{log_type.name}: {problem}\n").encode("ascii", "backslashreplace").decode()])
     return worst
 
 
@@ -1300,7 +1302,7 @@ def show_status(settings: Settings) -> int:
     for log_type in settings.log_types:
         since_ms = checkpoints.positions[log_type].since_ms
         side = "behind" if since_ms <= now_ms else "ahead of"
-        output.write(f"{log_type.name:20}{iso(since_ms)}  {duration(abs(now_ms - since_ms))} {side} now\n")
+        output.write([f"{log_type.name:20}{iso(since_ms)}  {duration(abs(now_ms - since_ms))} {side} now\n"])
     return 0
 
 
