@@ -31,6 +31,7 @@ import fcntl
 import functools
 import hashlib
 import hmac
+import importlib.util
 import io
 import json
 import logging
@@ -38,6 +39,7 @@ import os
 import random
 import re
 import select
+import shutil
 import signal
 import stat
 import sys
@@ -45,10 +47,11 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timedelta, timezone
 from itertools import accumulate, islice
 from operator import itemgetter
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -176,6 +179,9 @@ class Settings:
     interval_s: float
     requests_per_minute: float
     lookback_ms: int
+    until: str | None = None  # as given; with it the range is printed, and no checkpoint read or moved
+    max_lag_ms: int | None = None
+    metrics_file: str | None = None
 
 
 def load_env_file(path: str, required: bool) -> None:
@@ -227,10 +233,13 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], now_m
         log_types=setting("DUO_LOG_TYPES", DEFAULT_LOG_TYPES, parse_log_types, "--log-types"),
         checkpoint_file=setting("DUO_CHECKPOINT_FILE", beside, parse_path, "--checkpoint-file"),
         seeds={row: setting(row.since_key, str(SEED_MS // row.unit_ms), row.parse_since) for row in LOG_TYPES.values()},
-        since=None if options.since is None else setting("", "", lambda text: checked_since(text, now_ms), "--since"),
+        since=None if options.since is None else setting("", "", lambda text: checked_when(text, now_ms), "--since"),
+        until=None if options.until is None else setting("", "", lambda text: checked_when(text, now_ms), "--until"),
+        max_lag_ms=None if options.max_lag is None else setting("", "", parse_age, "--max-lag"),
         interval_s=setting("DUO_INTERVAL", "300", number("seconds", 0.01, 86_400), "--interval"),
         requests_per_minute=setting("DUO_REQUESTS_PER_MINUTE", "50", number("requests", 1, 1_000_000)),
         lookback_ms=int(setting("DUO_LOOKBACK", "300", number("seconds", 0, 86_400)) * 1000),
+        metrics_file=setting("DUO_METRICS_FILE", "", parse_metrics_file) if online and options.until is None else None,
     )
 
 
@@ -298,6 +307,18 @@ def parse_path(text: str) -> str:
     return os.path.realpath(text)
 
 
+def parse_metrics_file(text: str) -> str | None:
+    """Read the path of a file to write, and see that it can be written. Raises ValueError."""
+    if not text:
+        return None
+    folder = os.path.dirname(os.path.abspath(text))
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise ValueError(f"write the path of a file in a folder that may be written to; {folder} is none")
+    if importlib.util.find_spec("prometheus_client") is None:
+        raise ValueError("that needs one package more: pip install prometheus_client")
+    return text
+
+
 def parse_bundle(text: str) -> str:
     """Check REQUESTS_CA_BUNDLE, which requests reads by itself. Raises ValueError."""
     if text and not os.path.exists(text):
@@ -321,20 +342,30 @@ AGES_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800
 EPOCH, MILLISECOND = datetime(1970, 1, 1, tzinfo=timezone.utc), timedelta(milliseconds=1)
 
 
-def parse_since(text: str, now_ms: int) -> int:
-    """Read --since (ISO 8601, UTC unless it says otherwise; an age; or now) as ms. Raises ValueError."""
-    age = re.fullmatch(r"([0-9]{1,7})([smhdw])", text)
-    since_ms = now_ms - int(age[1]) * AGES_MS[age[2]] if age else now_ms if text == "now" else parse_iso(text)
-    if since_ms is None:
-        raise ValueError("write a time as 2026-11-01 or 2026-11-01T08:00Z, an age as 90m, 24h or 7d, or now")
-    if since_ms > now_ms:
-        raise ValueError(f"that is {duration(since_ms - now_ms)} ahead of now")
-    return max(int(since_ms), 10**12)  # 2001, before Duo was; an earlier time has too few digits for the file
+def parse_age(text: str) -> int:
+    """Read a length of time such as 90m, as ms. Raises ValueError."""
+    match = re.fullmatch(r"([0-9]{1,7})([smhdw])", text)
+    if not match:
+        raise ValueError("write a length of time as 90s, 15m, 24h or 7d")
+    return int(match[1]) * AGES_MS[match[2]]
 
 
-def checked_since(text: str, now_ms: int) -> str:
-    """--since as it was given, if it can be read. Raises ValueError."""
-    parse_since(text, now_ms)
+def parse_when(text: str, now_ms: int) -> int:
+    """Read --since or --until (ISO 8601, UTC unless it says otherwise; an age; now) as ms. Raises ValueError."""
+    try:
+        when_ms = now_ms if text == "now" else parse_iso(text)
+        when_ms = now_ms - parse_age(text) if when_ms is None else when_ms
+    except ValueError:
+        example = "write a time as 2026-11-01 or 2026-11-01T08:00Z, an age as 90m, 24h or 7d, or now"
+        raise ValueError(example) from None
+    if when_ms > now_ms:
+        raise ValueError(f"that is {duration(when_ms - now_ms)} ahead of now")
+    return max(int(when_ms), 10**12)  # 2001, before Duo was; an earlier time has too few digits for the file
+
+
+def checked_when(text: str, now_ms: int) -> str:
+    """A time as it was given, if it can be read. Raises ValueError."""
+    parse_when(text, now_ms)
     return text
 
 
@@ -480,7 +511,7 @@ class Duo:
             self.session.close()  # so that the rest of that answer is not taken for the next one
             raise
         except Exception as error:  # whatever requests and urllib3 make of a proxy, a header or a certificate
-            raise Failed(f"no answer from {settings.host}: {innermost(error)}") from None
+            raise Failed(f"no answer from {settings.host}: {why_none(error)}") from None
         body = b"".join(chunks)
         log.debug("GET %s: %d, %s", url, response.status_code, counted(len(body), "byte"))
         return Answer(response.status_code, response.headers, body, sent_ms, received_ms)
@@ -527,10 +558,27 @@ def deadline(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def innermost(error: BaseException) -> str:
-    """The reason that requests and urllib3 have wrapped up."""
-    inner = [e for e in (getattr(error, "reason", None), *error.args) if isinstance(e, BaseException)]
-    return innermost(inner[0]) if inner else one_line(str(error) or type(error).__name__)
+UNREACHABLE = {  # by the name of an exception of requests, urllib3 or Python: what it means, and what to do
+    "ProxyError": "the proxy refuses, or is not there ({said}): look at HTTPS_PROXY and NO_PROXY",
+    "gaierror": "the name does not resolve ({said}): look at DUO_API_HOST, and at DNS",
+    "NameResolutionError": "the name does not resolve ({said}): look at DUO_API_HOST, and at DNS",
+    "SSLCertVerificationError": "its certificate is not trusted ({said}): look at DUO_API_HOST; where a proxy inspects"
+    " TLS, name its CA file in REQUESTS_CA_BUNDLE",
+    "ConnectTimeoutError": "no connection ({said}): a firewall or a missing HTTPS_PROXY, or Duo is down",
+    "ConnectionRefusedError": "no connection ({said}): a firewall or a missing HTTPS_PROXY, or Duo is down",
+}
+
+
+def why_none(error: BaseException) -> str:
+    """Why there was no answer: the reason that requests and urllib3 have wrapped up, and what to do about it."""
+    chain = [error]
+    for outer in chain:
+        inner = (getattr(outer, "reason", None), *outer.args, outer.__cause__)
+        chain += [e for e in inner if isinstance(e, BaseException)][:1]
+    names = {type(e).__name__ for e in chain}
+    meaning = next((text for name, text in UNREACHABLE.items() if name in names), "{said}")
+    said = next((e for e in chain[::-1] if str(e) not in ("", "timed out")), error)  # the one around that says what did
+    return meaning.format(said=one_line(str(said) or type(chain[-1]).__name__))
 
 
 def one_line(text: str) -> str:
@@ -574,7 +622,7 @@ def request_page(duo: Duo, log_type: LogType, parameters: Mapping[str, str]) -> 
     response = envelope.get("response")
     holder = response if isinstance(response, dict) else envelope
     if answer.status != 200 or envelope.get("stat") != "OK" or holder.get(log_type.list_key) != [] or events is None:
-        raise refusal(answer, envelope)
+        raise refusal(duo, answer, envelope)
     metadata = holder.get("metadata") or envelope.get("metadata") or {}  # duo_client looks in both places
     try:
         cursor, total = read_cursor(metadata.get("next_offset")), read_total(metadata.get("total_objects"))
@@ -670,20 +718,22 @@ def read_total(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-CLOCK = "Duo refuses the date of the request ({said}): set the local clock"
-MEANINGS: Mapping[str, tuple[type[GaveUp], str]] = {  # by code, and by status
-    "40104": (Refused, CLOCK),
-    "40105": (Refused, CLOCK),
-    "400": (BadRequest, "Duo does not accept the request ({said})"),
-    "401": (Refused, "Duo refuses the credentials ({said}): compare DUO_INTEGRATION_KEY, DUO_SECRET_KEY and"
-            " DUO_API_HOST with the Admin API application, and look for stray spaces"),
-    "403": (Refused, 'Duo refuses the permission ({said}): tick "Grant read log" for the Admin API application in'
-            " the Duo Admin Panel, and look at its networks for API access"),
+HEADER_LOST = "Duo misses a header ({said}): a proxy in between takes it away"
+MEANINGS: Mapping[str, tuple[type[GaveUp], str]] = {  # by Duo's code, or else by status: shared by several codes
+    "400": (BadRequest, "Duo does not accept the request ({said}): look at the since time, and report it"),
+    "40101": (Refused, HEADER_LOST),
+    "40104": (Refused, HEADER_LOST),
+    "40105": (Refused, "Duo refuses the date of the request ({said}): {clock}"),
+    "40112": (Refused, "Duo refuses the kind of signature ({said}): are the keys those of an Admin API application?"),
+    "401": (Refused, "Duo refuses the credentials ({said}): {suspect}"),
+    "403": (Refused, 'Duo refuses the permission ({said}): tick "Grant read log" in the Duo Admin Panel, Applications,'
+            " your Admin API application, Permissions; and see its Networks for API access"),
     "404": (Refused, "Duo does not have this log for the account ({said}): take it out of DUO_LOG_TYPES"),
+    "405": (BadRequest, "Duo got another method than GET ({said}): a proxy in between changes requests"),
 }  # fmt: skip
 
 
-def refusal(answer: Answer, envelope: Mapping[str, Any]) -> Exception:
+def refusal(duo: Duo, answer: Answer, envelope: Mapping[str, Any]) -> Exception:
     """What an answer without a page means, in Duo's words and ours."""
     code, status = str(envelope.get("code", "")), answer.status
     if status == 200 and re.fullmatch("[45][0-9]{4}", code):  # a failure, for all that it says 200
@@ -692,10 +742,41 @@ def refusal(answer: Answer, envelope: Mapping[str, Any]) -> Exception:
     said = one_line(" ".join(word for word in words if word))
     kind, meaning = MEANINGS.get(code if code[:3] == str(status) else "") or MEANINGS.get(str(status)) or (None, "")
     if kind and (envelope or status in (401, 403)):  # a 404 without JSON is somebody else's
-        return kind(meaning.format(said=said))
+        return kind(meaning.format(said=said, clock=clock_words(duo), suspect=suspect(duo, code)))
     if status == 429:
-        return Limited(f"Duo limits requests ({said})", answer.retry_after_s)
-    return Failed(f"{'Duo fails' if status >= 500 else 'an answer that makes no sense'} ({said})", answer.retry_after_s)
+        more = "slowing down; if it stays so, raise DUO_INTERVAL, or see who else uses the quota"
+        return Limited(f"Duo limits requests ({said}): {more}", answer.retry_after_s)
+    whose = "Duo fails" if status >= 500 and envelope else "an answer that is not Duo's, or makes no sense"
+    return Failed(f"{whose} ({said})", answer.retry_after_s)
+
+
+def clock_words(duo: Duo) -> str:
+    """What is to be done about a refused date."""
+    off_s = abs(duo.clock_offset_s)
+    if off_s > CLOCK_S:
+        return f"the local clock is {off_s:,.0f} s off Duo's, set it right"
+    return f"the local clock is within {max(1, off_s):.0f} s of Duo's, so it is Duo's trouble, and will pass"
+
+
+def suspect(duo: Duo, code: str) -> str:
+    """Which setting it most likely is when Duo refuses the credentials, from what can be seen of it.
+
+    Duo's integration keys have 20 characters, its secret keys 40. Source: duo.com/docs/adminapi#first-steps.
+    """
+    settings, length = duo.settings, len(duo.settings.secret_key)
+    if re.fullmatch("DI[A-Z0-9]{18}", settings.secret_key):
+        return "the secret key looks like an integration key; are the two swapped?"
+    if not re.fullmatch("DI[A-Z0-9]{18}", settings.integration_key):
+        found = len(settings.integration_key)
+        return f"DUO_INTEGRATION_KEY has {found} characters; Duo's have 20, begin with DI, and hold A-Z and 0-9 only"
+    if length != 40:
+        return f"the secret key has {length} characters, Duo's have 40; copy it anew, with no space before or after it"
+    if abs(duo.clock_offset_s) > CLOCK_S:
+        return clock_words(duo)
+    if code == "40102":
+        return "DUO_INTEGRATION_KEY is not known at DUO_API_HOST; take both from one Admin API application"
+    wrong = "DUO_SECRET_KEY is not that of DUO_INTEGRATION_KEY, or DUO_API_HOST is another's"
+    return f"{wrong}; copy all three anew, without stray spaces"
 
 
 # Windows, and the requests that read them
@@ -725,9 +806,9 @@ def reached(log_type: LogType, page: Page, window: Window) -> int:
 Requests = Generator[dict[str, str], Optional[Page], None]
 
 
-def read(log_type: LogType, window: Window) -> Requests:
-    """The requests that read a window of this log type."""
-    return by_cursor(log_type, window) if log_type.cursor else by_mintime(log_type, window)
+def read(log_type: LogType, window: Window, hole: Callable[[str], None]) -> Requests:
+    """The requests that read a window of this log type; `hole` is called with words about one that Duo leaves."""
+    return by_cursor(log_type, window) if log_type.cursor else by_mintime(log_type, window, hole)
 
 
 def by_cursor(log_type: LogType, window: Window) -> Requests:
@@ -759,7 +840,7 @@ def by_cursor(log_type: LogType, window: Window) -> Requests:
             start_ms, cursor = reached_ms + (reached_ms == start_ms), ""
 
 
-def by_mintime(log_type: LogType, window: Window) -> Requests:
+def by_mintime(log_type: LogType, window: Window, hole: Callable[[str], None]) -> Requests:
     """Read a window by asking again from the last event's own second, until that shows nothing more.
 
     Duo is not clear about whether a mintime includes its own second. So it is asked for a second
@@ -777,14 +858,14 @@ def by_mintime(log_type: LogType, window: Window) -> Requests:
             return
         if (last, seconds[last]) > (second, shown):
             if cut:  # there is more after the second that filled a page
-                log.warning("%s: a hole, maybe: %s; going on after it", log_type.name, cut)
+                hole(cut)
             second, shown, cut = last, seconds[last], ""
         elif last == second and len(events) < full and seconds[last] == shown:
             return
         elif not included:  # a page full of one second: Duo has no way to ask for the rest of that, if there is any
-            cut = f"of {iso(second * 1000)} Duo shows only {counted(len(events), 'event')}"
+            cut = f"of {iso(second * 1000)} Duo shows only {counted(len(events), 'event')}; going on after it"
             if len(events) >= log_type.page_size:
-                log.warning("%s: a hole, maybe: %s; going on after it", log_type.name, cut)
+                hole(cut)
                 cut = ""
             second, shown = second + 1, 0
         full = max(full, len(events))
@@ -798,7 +879,7 @@ class Position:
     """Where collection of one log type has got to, in ms."""
 
     since_ms: int  # everything up to here has been written
-    complete_ms: int  # from here on `written` knows all that was written; nothing older is read again
+    start_ms: int  # the next window starts here; `written` knows all that was written from here on
     written: Mapping[str, int]  # identity of an event: its time
 
     @classmethod
@@ -806,22 +887,48 @@ class Position:
         """A start: nothing has been written, nothing older is wanted."""
         return cls(since_ms, since_ms, {})
 
-    def moved(self, since_ms: int, identities: Mapping[str, int], lookback_ms: int) -> Position:
-        """The position after these were written, and everything up to `since_ms` read."""
+    def moved(self, since_ms: int, again_ms: int, identities: Mapping[str, int], lookback_ms: int) -> Position:
+        """The position after these were written and all up to `since_ms` was read, which is to be read again from
+        `again_ms` on, and the lookback in any case.
+        """
         since_ms = max(self.since_ms, since_ms)
-        complete_ms = max(self.complete_ms, since_ms - lookback_ms)
+        start_ms = max(self.start_ms, min(again_ms, since_ms - lookback_ms))
         known = {**self.written, **identities}
-        return Position(since_ms, complete_ms, {key: at for key, at in known.items() if at >= complete_ms})
+        return Position(since_ms, start_ms, {key: at for key, at in known.items() if at >= start_ms})
+
+
+@dataclass
+class Health:
+    """What is remembered of a log type for people and machines; collection needs none of it."""
+
+    events: int = 0  # this and what follows: since the checkpoint file was begun
+    ok: int = 0  # requests, by what came of them
+    limited: int = 0
+    refused: int = 0
+    failed: int = 0
+    holes: int = 0
+    pass_ms: int = 0  # what the last pass took
+    last_success_ms: int = 0  # when a pass last ended caught up; 0: never
+    last_error_ms: int = 0  # when a pass last did not; 0: never
+    last_error: str = ""
+
+    @classmethod
+    def read(cls, kept: Any) -> Health:
+        """From the checkpoint file; what is odd there starts anew."""
+        kept = kept if isinstance(kept, dict) else {}
+        return cls(**{row.name: kept[row.name] for row in fields(cls) if type(kept.get(row.name)) is type(row.default)})
 
 
 class Checkpoints:
-    """The positions of all log types, and the file that keeps them."""
+    """Position and health of all log types, and the file that keeps them."""
 
-    def __init__(self, path: str, seeds: Mapping[LogType, int]) -> None:
+    def __init__(self, path: str | None, seeds: Mapping[LogType, int]) -> None:
         """Read and check the file; without one all start from the seeds (ms). Raises CollectorError."""
         self.path = path
-        self.document = read_json_object(path)
+        self.document = read_json_object(path) if path else {}
         self.positions = {log_type: self._read(log_type, seed_ms) for log_type, seed_ms in seeds.items()}
+        health = self.document.get("health")
+        self.health = {row: Health.read(health.get(row.name) if isinstance(health, dict) else None) for row in seeds}
         unknown = {key for key in self.document if key.endswith("_SINCE_TIME")} - {row.since_key for row in seeds}
         if unknown:
             log.warning("%s: nothing is called %s", path, one_line(", ".join(unknown)))
@@ -850,33 +957,38 @@ class Checkpoints:
         offset_s = self.document.get("clock_offset_s")
         return offset_s if isinstance(offset_s, int) and abs(offset_s) < 10**9 else 0
 
-    def keep_start(self, log_type: LogType) -> None:
-        """Keep where --since said to start, when there is nothing to read from there yet. Raises CollectorError."""
-        position = self.positions[log_type]
-        if self.document.get(log_type.since_key) != position.since_ms // log_type.unit_ms:
-            with self.saving(log_type, position, self.clock_offset_s):
-                pass
-
     @contextlib.contextmanager
-    def saving(self, log_type: LogType, position: Position, clock_offset_s: float) -> Iterator[None]:
-        """Keep a log type's new position once what is in the block has been done. Raises CollectorError.
+    def moving(self, log_type: LogType, position: Position) -> Iterator[None]:
+        """Keep a log type's new position, once what is in the block has been done. Raises CollectorError.
 
         All that can go wrong with the new file, a full disk above all, goes wrong before the block.
         """
-        since = self.document[log_type.since_key] = position.since_ms // log_type.unit_ms
-        kept = {"since": since, "from": position.complete_ms, "events": position.written}
-        written = self.document.pop("written", {})
-        self.document["written"] = {**written, log_type.name: kept}  # behind what people read
-        self.document["clock_offset_s"] = int(clock_offset_s)
-        if abs(clock_offset_s) <= JITTER_S:
-            del self.document["clock_offset_s"]
-        lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in self.document.items())
+        since = position.since_ms // log_type.unit_ms
+        kept = {"since": since, "from": position.start_ms, "events": position.written}
+        written = {**self.document.get("written", {}), log_type.name: kept}
+        with self.saving({**self.document, log_type.since_key: since, "written": written}):
+            yield
+        self.positions[log_type] = position
+
+    @contextlib.contextmanager
+    def saving(self, document: dict[str, Any]) -> Iterator[None]:
+        """Replace the file after the block. Raises CollectorError."""
+        health = {row.name: asdict(health) for row, health in self.health.items() if health != Health()}
+        ours = {"health": health, "written": document.get("written", {})}  # behind what people read
+        document = {**{key: value for key, value in document.items() if key not in ours}, **ours}
+        lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
         try:
-            with replacing(self.path, "{\n" + ",\n".join(lines) + "\n}\n"):
+            with replacing(self.path, "{\n" + ",\n".join(lines) + "\n}\n") if self.path else contextlib.nullcontext():
                 yield
         except OSError as error:
             raise CollectorError(f"checkpoint file {self.path} cannot be saved: {error.strerror}", 74) from None
-        self.positions[log_type] = position
+        self.document = document
+
+    def keep_clock(self, offset_s: float) -> None:
+        """Take note, for the next save, of how far Duo's clock is ahead of the local one, where that is far."""
+        self.document.pop("clock_offset_s", None)
+        if abs(offset_s) > JITTER_S:
+            self.document["clock_offset_s"] = int(offset_s)
 
 
 def read_json_object(path: str) -> dict[str, Any]:
@@ -964,7 +1076,7 @@ class Output:
                 os.write(self.fd, b"\n")
                 self.torn = False
             for first in range(0, len(lines), 64):  # in one piece a page takes twice the system's time for its memory
-                rest = memoryview("".join(lines[first : first + 64]).encode("ascii"))
+                rest = memoryview("".join(lines[first : first + 64]).encode("ascii", "backslashreplace"))
                 while rest:
                     try:
                         rest = rest[os.write(self.fd, rest) :]
@@ -992,61 +1104,56 @@ def ends_in_newline(fd: int) -> bool:
 # Pace
 
 
+SOON = 2  # tries after a 429 before a minute is waited for
+
+
 class Pace:
     """When the next request of a log type is due; times and spans in s, by a monotonic clock.
 
-    Duo states its limits per minute, but neither the figure nor how it counts. So the pace is `count`
-    pages in any `span`, and it starts as one page in `shortest`, the ceiling. After a 429 the waits
-    double. If one of the first three brings a page, the limit is one that soon lets go, and the pace
-    becomes what was let through since it was met before. If none does, it is taken for one a minute:
-    the next try comes when the oldest page of the last minute is out of it, and `count` is the number
-    of pages in that minute. After enough pages without a 429 each one shortens the span by a tenth.
-    The figures were found by simulating limits by window and by bucket.
+    What was let through before a 429 is the limit: `limit` pages in any `span`. Two tries come soon. If one
+    brings a page, the span is the time since a limit was met before. If not, Duo counts by the minute, as it
+    says: the span is that, and the next try comes when the first of its pages is out of it; once this has
+    helped, the next 429 is met so at once. A limit holds for four spans and, when it is found again, for twice
+    as long, up to 40 pages. Then only the ceiling holds, as at the start, so that a change is found. Other
+    waits double. A minute is 61 s here, as requests do not all travel equally long.
     """
 
     def __init__(self, requests_per_minute: float) -> None:
-        self.shortest = self.span = self.refused_span = 60 / requests_per_minute
-        self.count = 1
+        self.shortest = 61 / requests_per_minute
         self.latest: deque[float] = deque(maxlen=int(requests_per_minute) + 2)  # when pages were asked for
-        self.pages = 0  # since the limit was met, the first of them at `since`
-        self.tries = 0  # 429s in a row, the last of them at `refused_at`
-        self.minute = 0  # pages in the minute before, where the limit is taken for one a minute
-        self.due = self.since = self.refused_at = self.backoff = 0.0
+        self.limit, self.span = 0, 61.0
+        self.trust = self.left = 0  # for how many pages the limit holds, and for how many still
+        self.per_minute = False  # a minute's wait has helped
+        self.tries = 0  # 429s in a row, the first of them at `met`
+        self.began = self.met = self.due = self.backoff = 0.0  # `began`: the first page after a 429
 
     def page(self, sent: float) -> None:
         """The request of `sent` brought a page."""
-        if self.minute > 1:
-            self.count, self.span = self.minute, 61
-        elif self.tries:
-            self.refused_span = self.span = self.span / self.count
-            self.count = 1
-            if self.pages:  # the limit let go somewhere between the last two tries
-                until = (self.refused_at + sent) / 2
-                self.span = min(60, max(self.span, (until - self.since) / self.pages))
-        elif self.pages >= (40 if self.count == 1 else 25):
-            self.span = max(0.9 * self.span, self.count * self.shortest)
-        elif self.count == 1:
-            self.span -= 0.05 * max(0, self.span - self.refused_span)
-        if self.tries:
-            self.tries = self.minute = self.pages = 0
-        if not self.pages:
-            self.since = sent
-        elif sent > self.due + 5:  # there was nothing to ask for
-            self.since += sent - self.due
         self.latest.append(sent)
-        self.pages += 1
-        self.backoff, self.due = 0, max(sent + self.shortest, self.latest[-self.count] + self.span)
+        if 0 < self.tries <= SOON and not self.per_minute:
+            pages = [page for page in self.latest if page >= self.began]
+            self.limit, self.span = max(1, len(pages) - 1), sent - pages[0]
+            self.trust = self.left = 40
+        elif self.tries:
+            self.per_minute = self.tries == (1 if self.per_minute else SOON + 1)
+        if self.tries:
+            self.began = sent
+        self.tries, self.backoff, self.due, self.left = 0, 0, sent + self.shortest, self.left - 1
+        if self.left > 0:
+            self.due = max(self.due, self.latest[-self.limit] + self.span)
 
     def limited(self, sent: float) -> None:
         """The request of `sent` was answered with 429: doubling with jitter, up to a minute."""
-        self.tries, self.refused_at = self.tries + 1, sent
-        minute = sum(page > sent - 60 for page in self.latest)
-        if self.tries == (4 if self.count == 1 else 1) and minute > 1:
-            self.minute = minute
-            self.due = max(sent + 2, self.latest[-minute] + 61)
-        else:
-            wait = max(2, 2 * self.span if self.count == 1 else 2) * 2 ** (self.tries - 1)
-            self.due = sent + min(60, wait) * random.uniform(1, 1.2)
+        self.tries += 1
+        self.met = sent if self.tries == 1 else self.met
+        wait = max(2, 2 * self.shortest) * 2 ** min(self.tries - 1, 5)
+        self.due = sent + min(60, wait) * random.uniform(1, 1.2)
+        minute = [page for page in self.latest if page > self.met - 60]
+        if self.tries == (1 if self.per_minute else SOON + 1) and minute:
+            again = self.span == 61 and self.limit / 2 <= len(minute) <= 2 * self.limit
+            self.trust = min(40, 2 * self.trust if again else 4 * len(minute))
+            self.limit, self.span, self.left = len(minute), 61.0, self.trust
+            self.due = max(self.due, minute[0] + 61)
 
     def failed(self, now: float) -> None:
         """A request has failed, which says nothing about the limit: doubling with jitter, up to a minute."""
@@ -1055,6 +1162,22 @@ class Pace:
 
 
 # The pass
+
+
+@dataclass
+class Tally:
+    """What one pass over a log type has done so far."""
+
+    began: float = 0.0  # s, by the monotonic clock
+    requests: int = 0
+    written: int = 0  # events
+    received: int = 0  # events, those of before included, each once
+    latest: frozenset[str] = frozenset()  # identities of the latest page
+    seen: Counter[str] = field(default_factory=Counter)  # events without an id
+    window: Window | None = None
+    total: int | None = None  # events in the window, says Duo
+    reached_ms: int | None = None  # how far the pages were read; None before the first, and when there are no more
+    told: float = 0.0  # s, when the log last said how far it is
 
 
 @dataclass
@@ -1067,18 +1190,11 @@ class Run:
     output: Output
     paces: Mapping[LogType, Pace]
     stop: threading.Event
+    stderr: StderrHandler
+    until_ms: float = float("inf")  # where a replay ends
     clock: Callable[[], float] = time.monotonic  # s
-
-
-@dataclass
-class Tally:
-    """What one pass over a log type has done so far."""
-
-    requests: int = 0
-    written: int = 0  # events
-    received: int = 0  # events, those of before included, each once
-    latest: frozenset[str] = frozenset()  # identities of the latest page
-    seen: Counter[str] = field(default_factory=Counter)  # events without an id
+    tallies: dict[LogType, Tally] = field(default_factory=dict)  # of the passes under way
+    metrics_due: float = 0.0
 
 
 # Work on one log type, turn by turn: yields the time of its next request (s, monotonic clock), returns T.
@@ -1095,33 +1211,49 @@ def run_passes(run: Run, once: bool) -> int:
     due, statuses, busy = dict.fromkeys(turns, 0.0), dict.fromkeys(turns, 0), set(turns)
     while busy or not once:
         log_type = min(due, key=due.__getitem__)
-        if run.stop.wait(max(0, due[log_type] - run.clock())):
+        wait_s = max(0, due[log_type] - run.clock())
+        if run.stop.wait(min(wait_s, REPORT_S) if busy else wait_s):
+            run.stderr.show([])
             log.info("stopped by a signal; all that was written is checkpointed")
             return max(GaveUp.status, *statuses.values()) if once else 0
-        try:
-            due[log_type] = next(turns[log_type])
-            busy.add(log_type)
-        except StopIteration as end:
-            statuses[log_type], turns[log_type] = end.value, collect(run, log_type)
-            due[log_type] = run.clock() + run.settings.interval_s
-            busy.discard(log_type)
-            if not busy:
-                run.duo.session.close()  # Duo would have closed the connection by the next pass
+        if run.clock() >= due[log_type]:
+            try:
+                due[log_type] = next(turns[log_type])
+                busy.add(log_type)
+            except StopIteration as end:
+                statuses[log_type], turns[log_type] = end.value, collect(run, log_type)
+                due[log_type] = run.clock() + run.settings.interval_s
+                busy.discard(log_type)
+                run.metrics_due = 0
+                if not busy:
+                    run.duo.session.close()  # Duo would have closed the connection by the next pass
+        report(run)
     return max(statuses.values())
 
 
 def collect(run: Run, log_type: LogType) -> Turns[int]:
     """One pass over one log type, and the line about it; returns the exit status."""
-    tally = Tally()
+    tally = run.tallies[log_type] = Tally(run.clock())
     try:
         yield from read_window(run, log_type, tally)
         status, level, why = 0, logging.INFO, ""
     except GaveUp as error:
         status, level, why = error.status, logging.ERROR, f"; {error}"
+        health, now_ms = run.checkpoints.health[log_type], run.duo.now_ms()
+        health.last_error, health.last_error_ms, health.pass_ms = discreet(str(error)), now_ms, elapsed_ms(run, tally)
+        run.checkpoints.keep_clock(run.duo.clock_offset_s)
+        with run.checkpoints.saving(run.checkpoints.document):
+            pass
+    del run.tallies[log_type]
     events, requests = counted(tally.written, "event"), counted(tally.requests, "request")
     until = iso(run.checkpoints.positions[log_type].since_ms)
     log.log(level, "%s: %s in %s, up to %s%s", log_type.name, events, requests, until, why)
     return status
+
+
+def elapsed_ms(run: Run, tally: Tally) -> int:
+    """How long a pass has taken so far."""
+    return int((run.clock() - tally.began) * 1000)
 
 
 def read_window(run: Run, log_type: LogType, tally: Tally) -> Turns[None]:
@@ -1131,29 +1263,35 @@ def read_window(run: Run, log_type: LogType, tally: Tally) -> Turns[None]:
     """
     opened = yield from open_window(run, log_type, tally)
     if opened is None:
-        run.checkpoints.keep_start(log_type)
+        position = run.checkpoints.positions[log_type]
+        if run.checkpoints.document.get(log_type.since_key) != position.since_ms // log_type.unit_ms:
+            with run.checkpoints.moving(log_type, position):  # where --since said to start
+                pass
         return
-    name, (window, requests, first) = log_type.name, opened
+    window, requests, first = opened
     page: Page | None = first
-    parameters: dict[str, str] | None = {}
-    while parameters is not None:
+    tally.window, tally.total = window, first.total
+    while True:
+        reached_ms = reached(log_type, page, window) if page is not None else 0
+        # Duo's count and its page agree that this is all. Both are hints, so the next window starts where this page
+        # ended; only where that is where it began is there need to ask now.
+        whole = page is first and first.total == len(first.events) and reached_ms > window.start_ms
         try:
-            parameters = requests.send(page)
+            parameters = None if whole else requests.send(page)
         except StopIteration:
             parameters = None
         if page is not None:
-            since_ms = window.until_ms if parameters is None else reached(log_type, page, window)
-            write_page(run, log_type, tally, window, page, since_ms)
-        if parameters is not None:
-            try:
-                page = yield from ask(run, log_type, parameters, tally)
-            except BadRequest:
-                if log_type.cursor not in parameters:
-                    raise
-                page = None
-    if first.total is not None and tally.received < first.total:
-        counts = f"Duo counts {counted(first.total, 'event')}, its pages held {tally.received:,}"
-        log.warning("%s: a hole: from %s to %s %s", name, iso(window.start_ms), iso(window.until_ms), counts)
+            since_ms = window.until_ms if parameters is None else reached_ms
+            tally.reached_ms = None if parameters is None else reached_ms
+            write_page(run, log_type, tally, page, since_ms, reached_ms if whole else since_ms)
+        if parameters is None:
+            return
+        try:
+            page = yield from ask(run, log_type, parameters, tally)
+        except BadRequest:
+            if log_type.cursor not in parameters:
+                raise
+            page = None
 
 
 def open_window(run: Run, log_type: LogType, tally: Tally) -> Turns[tuple[Window, Requests, Page] | None]:
@@ -1167,7 +1305,7 @@ def open_window(run: Run, log_type: LogType, tally: Tally) -> Turns[tuple[Window
         if window is None:
             warn_if_ahead(run, log_type)
             return None
-        requests = read(log_type, window)
+        requests = read(log_type, window, lambda words: found_hole(run, log_type, f"a hole, maybe: {words}"))
         offset_s = run.duo.clock_offset_s
         page = yield from ask(run, log_type, next(requests), tally)
         # The first answer tells Duo's clock. A window that reached into what Duo does not show yet may have
@@ -1183,14 +1321,20 @@ def open_window(run: Run, log_type: LogType, tally: Tally) -> Turns[tuple[Window
     raise GaveUp("Duo's Date jumps to and fro")
 
 
+def found_hole(run: Run, log_type: LogType, words: str) -> None:
+    """Say that events are missing, and count it."""
+    run.checkpoints.health[log_type].holes += 1
+    log.warning("%s: %s", log_type.name, words)
+
+
 def choose_window(run: Run, log_type: LogType) -> tuple[Position, Window | None]:
     """From the checkpoint less the lookback to now less Duo's delay: where to start, and None where that is empty."""
     position, now_ms = run.checkpoints.positions[log_type], run.duo.now_ms()
-    until_ms = (now_ms - log_type.delay_ms) // 1000 * 1000
+    until_ms = int(min((now_ms - log_type.delay_ms) // 1000 * 1000, run.until_ms))
     edge_ms = now_ms - log_type.kept_days * DAY_MS + DAY_MS // 48 if log_type.kept_days else 0
     if position.since_ms < edge_ms:
         position = Position.fresh(edge_ms + DAY_MS // 48)  # exactly 180 days are refused by the time they arrive
-    start_ms = max(position.since_ms - run.settings.lookback_ms, position.complete_ms, edge_ms)
+    start_ms = max(position.start_ms, edge_ms)
     return position, Window(start_ms, until_ms) if start_ms < until_ms and position.since_ms <= now_ms else None
 
 
@@ -1204,7 +1348,7 @@ def warn_if_ahead(run: Run, log_type: LogType) -> None:
 
 def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Tally) -> Turns[Page]:
     """One page, tried until Duo gives it. Raises Refused, BadRequest, or GaveUp at the end of patience."""
-    pace, last_try, why = run.paces[log_type], float("inf"), ""
+    pace, health, last_try, why = run.paces[log_type], run.checkpoints.health[log_type], float("inf"), ""
     failing: dict[type[Failed], float] = {}  # since when there has been nothing but that
     if pace.due > run.clock() + Limited.patience_s:
         raise GaveUp(f"Duo wants no request for another {duration((pace.due - run.clock()) * 1000)}")
@@ -1216,13 +1360,21 @@ def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Tally
         tally.requests, pace.due = tally.requests + 1, sent + pace.shortest
         try:
             page = request_page(run.duo, log_type, parameters)
+        except Refused:
+            health.refused += 1
+            raise
+        except BadRequest:
+            health.failed += 1
+            raise
         except Failed as problem:
             now, first, why = run.clock(), not failing, f"{problem}; given up for this pass"
             if isinstance(problem, Limited):
                 failing.pop(Failed, None)  # Duo is there
                 pace.limited(sent)
+                health.limited += 1
             else:
                 pace.failed(now)
+                health.failed += 1
             last_try = failing.setdefault(type(problem), sent) + problem.patience_s
             pace.due = max(pace.due, now + problem.retry_after_s)
             if now >= last_try or now + problem.retry_after_s > last_try:
@@ -1232,37 +1384,57 @@ def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Tally
             log.log(level, "%s: %s; again in %.0f s", log_type.name, problem, pace.due - now)
         else:
             pace.page(sent)
+            health.ok += 1
             return page
 
 
-def write_page(run: Run, log_type: LogType, tally: Tally, window: Window, page: Page, since_ms: int) -> None:
+def write_page(run: Run, log_type: LogType, tally: Tally, page: Page, since_ms: int, again_ms: int) -> None:
     """Write what is new on a page, then move the checkpoint to `since_ms`. Raises CollectorError."""
-    position = run.checkpoints.positions[log_type]
+    assert tally.window
+    position, health = run.checkpoints.positions[log_type], run.checkpoints.health[log_type]
+    lines, identities = sift(run, log_type, tally, page.events)
+    health.events += len(lines)
+    if tally.reached_ms is None:  # the last page
+        if tally.total is not None and tally.received < tally.total:
+            counts = f"Duo counts {counted(tally.total, 'event')}, its pages held {tally.received:,}"
+            span = f"from {iso(tally.window.start_ms)} to {iso(tally.window.until_ms)}"
+            found_hole(run, log_type, f"a hole: {span} {counts}")
+        health.last_success_ms, health.pass_ms = run.duo.now_ms(), elapsed_ms(run, tally)
+    moved = position.moved(since_ms, again_ms, identities, run.settings.lookback_ms)
+    if lines or moved != position:
+        run.checkpoints.keep_clock(run.duo.clock_offset_s)
+        with run.checkpoints.moving(log_type, moved):
+            run.output.write(lines)
+    run.output.unsaved = False
+
+
+def sift(run: Run, log_type: LogType, tally: Tally, events: list[Event]) -> tuple[list[str], dict[str, int]]:
+    """The lines of those events that were not written before; and of all, by identity, the time in ms."""
+    assert tally.window
+    window, written, latest = tally.window, run.checkpoints.positions[log_type].written, tally.latest
     added = {"eventtype": log_type.name, "host": run.settings.host}  # as Duo's own client does
     tail = json.dumps(added, separators=(",", ":"))[1:] + "\n"
     if log_type.cursor is None:
         tally.seen.clear()  # such a page starts with a whole second, and with it the count of equal events
     lines: list[str] = []
     identities: dict[str, int] = {}
-    for text, identity, time_ms in in_order(page.events):
+    for text, identity, time_ms in in_order(events):
         early_ms = 0 if time_ms is None else window.start_ms - time_ms
         if log_type.cursor is None and 0 < early_ms <= log_type.unit_ms:
             continue  # of the second that by_mintime asks for in addition
+        if time_ms is not None and time_ms >= run.until_ms:
+            continue
         if identity[0] == "#":
             tally.seen[identity] += 1
             identity = f"{identity[1:]}#{tally.seen[identity]}"
-        if identity not in position.written and identity not in tally.latest and identity not in identities:
+        if identity not in written and identity not in latest and identity not in identities:
             lines.append(text + tail)
         # An odd time says nothing about where in the window Duo has the event.
         identities[identity] = window.until_ms if time_ms is None or early_ms > 0 else int(time_ms)
-    moved = position.moved(since_ms, identities, run.settings.lookback_ms)
-    if lines or moved != position:
-        with run.checkpoints.saving(log_type, moved, run.duo.clock_offset_s):
-            run.output.write(lines)
-    run.output.unsaved = False
     tally.written += len(lines)
-    tally.received += len(identities.keys() - tally.latest)
+    tally.received += len(identities.keys() - latest)
     tally.latest = frozenset(identities)
+    return lines, identities
 
 
 def in_order(events: list[Event]) -> list[Event]:
@@ -1270,6 +1442,114 @@ def in_order(events: list[Event]) -> list[Event]:
     given = (event.time_ms for event in events)
     times = accumulate(given, lambda before, time_ms: before if time_ms is None else time_ms, initial=0.0)
     return [event for _, event in sorted(zip(islice(times, 1, None), events), key=itemgetter(0))]
+
+
+# What people and machines are told
+
+REPORT_S = 30  # how often a long pass tells how far it is; the metrics file is at most twice as old
+
+
+def report(run: Run) -> None:
+    """Tell how far the passes under way are, and write the metrics file, where either is due."""
+    now = run.clock()
+    under_way = [(row, tally) for row, tally in run.tallies.items() if tally.reached_ms is not None]
+    if run.stderr.terminal:
+        run.stderr.show([progress(row, tally, now) for row, tally in under_way])
+    else:
+        for row, tally in under_way:
+            if now >= max(tally.told, tally.began) + REPORT_S:
+                tally.told = now
+                log.info("%s", progress(row, tally, now))
+    if run.settings.metrics_file and now >= run.metrics_due:
+        run.metrics_due = now + REPORT_S
+        write_metrics(run)
+
+
+def progress(log_type: LogType, tally: Tally, now: float) -> str:
+    """How far a pass is: events so far, the time reached, the share of the window, the rate, the time left."""
+    assert tally.window and tally.reached_ms is not None
+    elapsed_s = max(0.001, now - tally.began)
+    span_ms, read_ms = tally.window.until_ms - tally.window.start_ms, tally.reached_ms - tally.window.start_ms
+    share = min(1.0, tally.received / tally.total if tally.total else read_ms / span_ms)
+    left = f", {duration(elapsed_s * (1 / share - 1) * 1000)} left" if share else ""
+    rate = f"{tally.received / elapsed_s * 60:,.0f} events/min"
+    events = counted(tally.written, "event")
+    return f"{log_type.name}: {share:.0%}, {events} so far, up to {iso(tally.reached_ms)}, {rate}{left}"
+
+
+METRICS: tuple[tuple[str, str, str, Callable[[Position, Health], float]], ...] = (
+    ("events_total", "counter", "Events written.", lambda _, health: health.events),
+    ("holes_total", "counter", "Windows of which Duo did not show all events.", lambda _, health: health.holes),
+    ("checkpoint_timestamp_seconds", "gauge", "Everything up to here has been written.",
+     lambda position, _: position.since_ms / 1000),
+    ("last_success_timestamp_seconds", "gauge", "When a pass last ended caught up; 0: never.",
+     lambda _, health: health.last_success_ms / 1000),
+    ("pass_duration_seconds", "gauge", "What the last pass took.", lambda _, health: health.pass_ms / 1000),
+)  # fmt: skip
+
+
+def write_metrics(run: Run) -> None:
+    """Write the file for node_exporter's textfile collector. Failure is no reason to stop collecting."""
+    from prometheus_client import exposition, metrics_core
+
+    checkpoints, host, families = run.checkpoints, run.settings.host, []
+    kinds = {"counter": metrics_core.CounterMetricFamily, "gauge": metrics_core.GaugeMetricFamily}
+    for name, kind, text, value in METRICS:
+        family = kinds[kind](f"duo_collector_{name}", text, labels=["host", "log_type"])
+        for row in run.settings.log_types:
+            family.add_metric([host, row.name], value(checkpoints.positions[row], checkpoints.health[row]))
+        families.append(family)
+    labels = ["host", "log_type", "outcome"]
+    requests = kinds["counter"]("duo_collector_requests_total", "Requests, by what came of them.", labels=labels)
+    for row in run.settings.log_types:
+        for outcome in ("ok", "limited", "refused", "failed"):
+            requests.add_metric([host, row.name, outcome], getattr(checkpoints.health[row], outcome))
+    clock = kinds["gauge"]("duo_collector_clock_difference_seconds", "Duo's clock less the local one.", labels=["host"])
+    clock.add_metric([host], run.duo.clock_offset_s)
+    path = str(run.settings.metrics_file)
+    try:
+        text = exposition.generate_latest(SimpleNamespace(collect=lambda: [*families, requests, clock])).decode()
+        with replacing(path, text):
+            pass
+        os.chmod(path, 0o644)  # whatever the umask: node_exporter is another user
+    except OSError as error:
+        log.warning("DUO_METRICS_FILE %s cannot be written: %s", path, error.strerror)
+
+
+def show_status(settings: Settings, as_json: bool) -> int:
+    """Say where each log type has got to, and how its passes end; return the exit status."""
+    output, checkpoints = Output(), Checkpoints(settings.checkpoint_file, settings.seeds)
+    if not checkpoints.document:
+        log.info("checkpoint file %s does not exist yet: these are the seeds", checkpoints.path)
+    now_ms = (time.time() + checkpoints.clock_offset_s) * 1000
+    status, document = 0, {}
+    for log_type in settings.log_types:
+        since_ms, health = checkpoints.positions[log_type].since_ms, checkpoints.health[log_type]
+        lag_ms = now_ms - since_ms
+        if settings.max_lag_ms is not None and abs(lag_ms) > settings.max_lag_ms:
+            status = GaveUp.status
+        document[log_type.name] = {
+            "checkpoint": iso(since_ms),
+            "lag_seconds": int(lag_ms / 1000),
+            "last_success": iso(health.last_success_ms) if health.last_success_ms else None,
+            "last_error": health.last_error or None,
+            "last_error_time": iso(health.last_error_ms) if health.last_error_ms else None,
+        }
+        if not as_json:
+            side = "behind" if lag_ms >= 0 else "ahead of"
+            line = f"{log_type.name:20}{iso(since_ms)}  {duration(abs(lag_ms))} {side} now"
+            line += f", last success {ago(now_ms, health.last_success_ms)}"
+            if health.last_error_ms:
+                line += f", last error {ago(now_ms, health.last_error_ms)}: {health.last_error}"
+            output.write([line + "\n"])
+    if as_json:
+        output.write([json.dumps(document) + "\n"])
+    return status
+
+
+def ago(now_ms: float, then_ms: int) -> str:
+    """3 min 10 s ago; never."""
+    return f"{duration(max(0, now_ms - then_ms))} ago" if then_ms else "never"
 
 
 # The command line
@@ -1283,49 +1563,44 @@ def check(settings: Settings) -> int:
     duo = Duo(settings, Checkpoints(settings.checkpoint_file, settings.seeds).clock_offset_s)
     for log_type in settings.log_types:
         until_ms = duo.now_ms() - log_type.delay_ms
-        parameters = next(read(log_type, Window(until_ms - 60_000, until_ms)))
+        parameters = next(read(log_type, Window(until_ms - 60_000, until_ms), log.debug))
         try:
             request_page(duo, log_type, {**parameters, "limit": "1"} if log_type.cursor else parameters)
             output.write([f"{log_type.name}: ok\n"])
         except (GaveUp, Failed) as problem:
             worst = max(worst, problem.status)
-            output.write([discreet(f"{log_type.name}: {problem}\n").encode("ascii", "backslashreplace").decode()])
+            output.write([discreet(f"{log_type.name}: {problem}\n")])
     return worst
 
 
-def show_status(settings: Settings) -> int:
-    """Say where each log type has got to; return the exit status."""
-    output, checkpoints = Output(), Checkpoints(settings.checkpoint_file, settings.seeds)
-    if not checkpoints.document:
-        log.info("checkpoint file %s does not exist yet: these are the seeds", checkpoints.path)
-    now_ms = time.time() * 1000
-    for log_type in settings.log_types:
-        since_ms = checkpoints.positions[log_type].since_ms
-        side = "behind" if since_ms <= now_ms else "ahead of"
-        output.write([f"{log_type.name:20}{iso(since_ms)}  {duration(abs(now_ms - since_ms))} {side} now\n"])
-    return 0
-
-
-def run_collector(settings: Settings, once: bool) -> int:
+def run_collector(settings: Settings, once: bool, stderr: StderrHandler) -> int:
     """Collect, in one pass or in passes without end; return the exit status."""
     output = Output()
-    lock(settings.checkpoint_file)
-    checkpoints = Checkpoints(settings.checkpoint_file, settings.seeds)
+    path = None if settings.until else settings.checkpoint_file  # a replay leaves it to a service that may be running
+    if path:
+        lock(path)
+    checkpoints = Checkpoints(path, settings.seeds)
     paces = {log_type: Pace(settings.requests_per_minute) for log_type in settings.log_types}
     stop = stop_on_signals(output, GaveUp.status if once else 0)
-    run = Run(settings, Duo(settings, checkpoints.clock_offset_s), checkpoints, output, paces, stop)
+    run = Run(settings, Duo(settings, checkpoints.clock_offset_s), checkpoints, output, paces, stop, stderr)
     if settings.since is not None:
-        start_at(run, settings.since)
+        start_at(run, settings.since, settings.until)
     return run_passes(run, once)
 
 
-def start_at(run: Run, since: str) -> None:
+def start_at(run: Run, since: str, until: str | None) -> None:
     """Put every log type where --since says, and say what that passes over. Raises CollectorError."""
     run.duo.ask_clock()
+    now_ms, option, text = run.duo.now_ms(), "--since", since
     try:
-        since_ms = parse_since(since, run.duo.now_ms())
+        since_ms = parse_when(since, now_ms)
+        if until is not None:
+            option, text = "--until", until
+            run.until_ms = parse_when(until, now_ms)
+            if run.until_ms <= since_ms:
+                raise ValueError("write a time later than that of --since")
     except ValueError as wrong:
-        raise CollectorError(f"--since is {since!r}: {wrong}", 2) from None
+        raise CollectorError(f"{option} is {text!r}: {wrong}", 2) from None
     for row in run.settings.log_types:
         start = Position.fresh(since_ms // row.unit_ms * row.unit_ms)
         passed_ms = run.checkpoints.positions[row].since_ms
@@ -1385,25 +1660,59 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     say("--interval", metavar="SECONDS", help="pause between two passes (DUO_INTERVAL, or 300)")
     say("--log-types", metavar="LIST", help=f"of {', '.join(LOG_TYPES)} (DUO_LOG_TYPES, or the first three)")
     say("--since", metavar="WHEN", help="start here, not at the checkpoint: 2026-11-01T08:00Z, 2026-11-01, 24h, now")
+    say("--until", metavar="WHEN", help="with --since: print what lies between, and leave the checkpoint alone")
     say("--env-file", metavar="PATH", help="settings file (.env beside the script)")
     say("--checkpoint-file", metavar="PATH", help="(DUO_CHECKPOINT_FILE, or checkpoints.json beside the script)")
     say = parser.add_mutually_exclusive_group().add_argument
     say("--check", action="store_true", help="ask Duo once for each log type, and say ok or what to fix")
     say("--status", action="store_true", help="say where each log type has got to, without a request")
+    parser.add_argument("--max-lag", metavar="AGE", help="with --status: exit with 75 if any is further behind, as 15m")
+    parser.add_argument("--json", action="store_true", help="with --status: one JSON object")
     say = parser.add_mutually_exclusive_group().add_argument
     say("-v", "--verbose", action="store_true", help="on stderr, every request too")
     say("-q", "--quiet", action="store_true", help="on stderr, only warnings and errors")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for name, needed in (("until", "since"), ("max_lag", "status"), ("json", "status")):
+        if getattr(options, name) and not getattr(options, needed):
+            parser.error(f"--{name.replace('_', '-')} goes with --{needed}")
+    return options
 
 
 class StderrHandler(logging.Handler):
-    """Writes each message as one line, whatever it quotes; a stderr that fails is no reason to stop."""
+    """Writes each message as one line, whatever it quotes; a stderr that fails is no reason to stop.
+
+    Below them, on a terminal that shows nothing else, stands how far the work is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terminal, self.shown, self.journal = False, 0, False
+        with contextlib.suppress(OSError):
+            self.terminal = os.isatty(2) and not os.isatty(1) and os.environ.get("TERM") != "dumb"
+            stream = os.fstat(2)  # a child of a service has the variable too, but maybe another stderr
+            self.journal = os.environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
 
     def emit(self, record: logging.LogRecord) -> None:
         line = "".join(c if c.isprintable() else " " for c in discreet(self.format(record)))
+        level = f"<{SYSLOG_PRIORITIES[record.levelno]}>" if self.journal else ""
+        self.write(f"{level}{line}\n")
+
+    def show(self, lines: list[str]) -> None:
+        """Put these lines in the place of those shown before."""
+        if log.isEnabledFor(logging.INFO) and (lines or self.shown):
+            width = shutil.get_terminal_size().columns - 1
+            self.write("".join(f"{line[:width]}\n" for line in lines))
+            self.shown = len(lines)
+
+    def write(self, text: str) -> None:
+        erase = f"\x1b[{self.shown}F\x1b[J" if self.shown else ""
+        self.shown = 0
         with contextlib.suppress(OSError):
-            os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+            os.write(2, (erase + text).encode(errors="backslashreplace"))
+
+
+SYSLOG_PRIORITIES = {logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 
 
 def discreet(text: str) -> str:
@@ -1411,23 +1720,24 @@ def discreet(text: str) -> str:
     return re.sub(r"//[^/\s]*@", "//***@", re.sub("[A-Za-z0-9]{40,}", "***", text))
 
 
-def set_up_log() -> None:
-    """Log to stderr with UTC times; without under systemd, whose journal has its own."""
-    handler = StderrHandler() if sys.stderr is not None else logging.NullHandler()
-    when = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+def set_up_log() -> StderrHandler:
+    """Log to stderr with UTC times; in systemd's journal without, as it has its own, and with priorities."""
+    handler = StderrHandler()
+    when = "" if handler.journal else "%(asctime)s "
     formatter = logging.Formatter(when + "%(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
-    logging.basicConfig(handlers=[handler])
+    logging.basicConfig(handlers=[handler if sys.stderr is not None else logging.NullHandler()])
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it warns of is in our own messages
     log.setLevel(logging.INFO)
+    return handler
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says; return the exit status."""
     for number in (signal.SIGTERM, signal.SIGINT):  # until there is something to save; PID 1 has no default
         signal.signal(number, lambda number, _: os._exit(128 + number))
-    set_up_log()
+    stderr = set_up_log()
     try:
         options = parse_options(arguments)
         log.setLevel(logging.DEBUG if options.verbose else logging.WARNING if options.quiet else logging.INFO)
@@ -1435,8 +1745,9 @@ def main(arguments: list[str] | None = None) -> int:
         load_env_file(beside if options.env_file is None else options.env_file, required=options.env_file is not None)
         settings = load_settings(options, os.environ, int(time.time() * 1000))
         if options.status:
-            return show_status(settings)
-        return check(settings) if options.check else run_collector(settings, options.once)
+            return show_status(settings, options.json)
+        once = options.once or options.until is not None
+        return check(settings) if options.check else run_collector(settings, once, stderr)
     except CollectorError as error:
         log.error("%s", error)
         return error.status

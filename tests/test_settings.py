@@ -318,7 +318,7 @@ def new_york(monkeypatch):
     ],
 )
 def test_since_takes_a_time_or_an_age(text, at_ms, new_york):
-    assert duo_collector.parse_since(settings_of("--since", text).since, NOW_MS) == at_ms
+    assert duo_collector.parse_when(settings_of("--since", text).since, NOW_MS) == at_ms
 
 
 # The settings file

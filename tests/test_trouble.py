@@ -164,27 +164,47 @@ def test_the_pace_never_exceeds_the_setting(duo, collector):
         assert all(after - before > 0.2 for before, after in zip(times, times[1:]))
 
 
-def limited_drain(limit, window_s, pages, per_minute):
-    """Drain `pages` against a sliding limit, in simulated time: (time in s over its floor, share of 429s)."""
-    pace, now, let_through, refused = duo_collector.Pace(per_minute), 0.0, [], 0
-    while len(let_through) < pages:
-        now = max(now, pace.due)
-        if sum(1 for at in let_through if at > now - window_s) < limit:
+def limited_drain(limits, window_s, pages, per_minute):
+    """Drain `pages` under each of these sliding limits, in simulated time: (time in s over its floor, share of 429s)."""
+    pace, now, let_through, refused, floor = duo_collector.Pace(per_minute), 0.0, [], 0, 0
+    for limit in limits:
+        floor += (pages - 1) // limit * window_s
+        for _ in range(pages):
+            now = max(now, pace.due)
+            while sum(1 for at in let_through if at > now - window_s) >= limit:
+                refused += 1
+                pace.limited(now)
+                now = max(now + 0.05, pace.due)
             let_through.append(now)
             pace.page(now)
-        else:
-            refused += 1
-            pace.limited(now)
-        now += 0.05
-    floor = (pages - 1) // limit * window_s
-    return now / floor, refused / (pages + refused)
+            now += 0.05
+    return now / floor, refused / (len(let_through) + refused)
+
+
+def test_a_limit_that_is_the_ceiling_is_never_met():
+    for limit in (10, 50):
+        time_over_floor, share = limited_drain([limit], 60, 251, limit)
+        assert (time_over_floor < 1.1, share) == (True, 0)
 
 
 @pytest.mark.parametrize("pages", [60, 100, 300, 1000])
 def test_a_limit_four_times_lower_costs_little(pages):
-    runs = [limited_drain(12, 60, pages, 48) for _ in range(20)]
-    assert max(time for time, _ in runs) <= 1.5
-    assert max(share for _, share in runs) <= 0.1
+    runs = [limited_drain([12], 60, pages, 48) for _ in range(20)]
+    assert max(time for time, _ in runs) <= 1.15
+    assert max(share for _, share in runs) <= 0.05
+
+
+@pytest.mark.parametrize("limits", [(2, 10), (10, 50), (50, 200), (200, 2), (50, 10)])
+def test_a_limit_that_changes_half_way_is_found(limits):
+    runs = [limited_drain(limits, 60, 240, 300) for _ in range(5)]
+    assert max(time for time, _ in runs) <= 1.3
+    assert max(share for _, share in runs) <= 0.05
+
+
+def test_a_limit_that_does_not_count_by_the_minute_starves_nobody():
+    runs = [limited_drain([10], 10, 200, 300) for _ in range(20)]
+    assert max(time for time, _ in runs) <= 8
+    assert max(share for _, share in runs) <= 0.05
 
 
 def test_patience_with_429_lasts_five_minutes(duo, collector, monkeypatch):
@@ -193,7 +213,9 @@ def test_patience_with_429_lasts_five_minutes(duo, collector, monkeypatch):
     limited = duo_collector.Limited("429")
     monkeypatch.setattr(duo_collector, "request_page", raising(limited))
     log_type = duo_collector.LOG_TYPES["telephony"]
-    run = duo_collector.Run(None, None, None, None, {log_type: duo_collector.Pace(50)}, None, lambda: clock[0])
+    checkpoints = duo_collector.Checkpoints(None, {log_type: duo_collector.SEED_MS})
+    paces = {log_type: duo_collector.Pace(50)}
+    run = duo_collector.Run(None, None, checkpoints, None, paces, None, None, clock=lambda: clock[0])
     tally = duo_collector.Tally()
     tries = duo_collector.ask(run, log_type, {}, tally)
     with pytest.raises(duo_collector.GaveUp):
@@ -235,7 +257,7 @@ def test_what_only_fails_is_given_up_after_some_30_s(duo, collector, outage):
     assert result.status == 75
     assert said in result.stderr.splitlines()[-1]
     assert 15 < time.monotonic() - start < 75
-    assert not collector.checkpoint_file.exists()
+    assert "AUTH_SINCE_TIME" not in json.loads(collector.checkpoint_file.read_text())
 
 
 @pytest.mark.slow
@@ -281,7 +303,7 @@ def test_wrong_keys_are_tried_once_and_explained(duo, collector):
     assert (result.status, len(duo.requests), result.stdout) == (77, 3, "")
     assert "401 40103 Invalid signature in request credentials" in result.stderr
     assert "stray spaces" in result.stderr
-    assert not collector.checkpoint_file.exists()
+    assert list(json.loads(collector.checkpoint_file.read_text())) == ["health", "written"]
 
 
 def test_77_outweighs_75(duo, collector):
