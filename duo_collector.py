@@ -39,7 +39,6 @@ import os
 import random
 import re
 import select
-import shutil
 import signal
 import stat
 import sys
@@ -74,13 +73,13 @@ class CollectorError(Exception):
 class GaveUp(Exception):
     """Ends one log type's pass; the next pass tries again."""
 
-    status = 75
+    status, outcome = 75, "failed"
 
 
 class Refused(GaveUp):
     """Duo refuses the credentials, the permission or the log type."""
 
-    status = 77
+    status, outcome = 77, "refused"
 
 
 class BadRequest(GaveUp):
@@ -90,7 +89,7 @@ class BadRequest(GaveUp):
 class Failed(Exception):
     """A request failed in passing: no connection, no answer in time, a 5xx, nonsense."""
 
-    status = 75
+    status, outcome = 75, "failed"
     patience_s = 30  # after so long with nothing else the log type is given up for this pass
 
     def __init__(self, reason: str, retry_after_s: float = 0) -> None:
@@ -101,6 +100,7 @@ class Failed(Exception):
 class Limited(Failed):
     """Duo answers 429: too many requests."""
 
+    outcome = "limited"
     patience_s = 300
 
 
@@ -713,8 +713,9 @@ def read_cursor(value: Any) -> str | None:
 
 
 def read_total(value: Any) -> int | None:
-    """total_objects: an int, or an object that has one as its value."""
-    value = value.get("value") if isinstance(value, dict) else value
+    """total_objects: an int, or an object that has one as its value and says that it is not just a lower bound."""
+    if isinstance(value, dict):
+        value = value.get("value") if value.get("relation", "eq") == "eq" else None
     return value if isinstance(value, int) else None
 
 
@@ -744,8 +745,7 @@ def refusal(duo: Duo, answer: Answer, envelope: Mapping[str, Any]) -> Exception:
     if kind and (envelope or status in (401, 403)):  # a 404 without JSON is somebody else's
         return kind(meaning.format(said=said, clock=clock_words(duo), suspect=suspect(duo, code)))
     if status == 429:
-        more = "slowing down; if it stays so, raise DUO_INTERVAL, or see who else uses the quota"
-        return Limited(f"Duo limits requests ({said}): {more}", answer.retry_after_s)
+        return Limited(f"Duo limits requests ({said}): raise DUO_INTERVAL if that stays so", answer.retry_after_s)
     whose = "Duo fails" if status >= 500 and envelope else "an answer that is not Duo's, or makes no sense"
     return Failed(f"{whose} ({said})", answer.retry_after_s)
 
@@ -917,6 +917,10 @@ class Health:
         """From the checkpoint file; what is odd there starts anew."""
         kept = kept if isinstance(kept, dict) else {}
         return cls(**{row.name: kept[row.name] for row in fields(cls) if type(kept.get(row.name)) is type(row.default)})
+
+    def count(self, outcome: str) -> None:
+        """Count a request."""
+        setattr(self, outcome, getattr(self, outcome) + 1)
 
 
 class Checkpoints:
@@ -1176,6 +1180,7 @@ class Tally:
     seen: Counter[str] = field(default_factory=Counter)  # events without an id
     window: Window | None = None
     total: int | None = None  # events in the window, says Duo
+    first_ms: float = 0.0  # the time of the first of them
     reached_ms: int | None = None  # how far the pages were read; None before the first, and when there are no more
     told: float = 0.0  # s, when the log last said how far it is
 
@@ -1271,11 +1276,12 @@ def read_window(run: Run, log_type: LogType, tally: Tally) -> Turns[None]:
     window, requests, first = opened
     page: Page | None = first
     tally.window, tally.total = window, first.total
+    tally.first_ms = min((e.time_ms for e in first.events if e.time_ms is not None), default=window.start_ms)
     while True:
         reached_ms = reached(log_type, page, window) if page is not None else 0
-        # Duo's count and its page agree that this is all. Both are hints, so the next window starts where this page
-        # ended; only where that is where it began is there need to ask now.
-        whole = page is first and first.total == len(first.events) and reached_ms > window.start_ms
+        # Duo's count and a page that is not full agree that this is all. Both are hints, so the next window starts
+        # where this page ended; only where that is where it began is there need to ask now.
+        whole = page is first and first.total == len(first.events) < log_type.page_size and reached_ms > window.start_ms
         try:
             parameters = None if whole else requests.send(page)
         except StopIteration:
@@ -1360,21 +1366,17 @@ def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Tally
         tally.requests, pace.due = tally.requests + 1, sent + pace.shortest
         try:
             page = request_page(run.duo, log_type, parameters)
-        except Refused:
-            health.refused += 1
-            raise
-        except BadRequest:
-            health.failed += 1
+        except GaveUp as problem:
+            health.count(problem.outcome)
             raise
         except Failed as problem:
+            health.count(problem.outcome)
             now, first, why = run.clock(), not failing, f"{problem}; given up for this pass"
             if isinstance(problem, Limited):
                 failing.pop(Failed, None)  # Duo is there
                 pace.limited(sent)
-                health.limited += 1
             else:
                 pace.failed(now)
-                health.failed += 1
             last_try = failing.setdefault(type(problem), sent) + problem.patience_s
             pace.due = max(pace.due, now + problem.retry_after_s)
             if now >= last_try or now + problem.retry_after_s > last_try:
@@ -1384,7 +1386,7 @@ def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Tally
             log.log(level, "%s: %s; again in %.0f s", log_type.name, problem, pace.due - now)
         else:
             pace.page(sent)
-            health.ok += 1
+            health.count("ok")
             return page
 
 
@@ -1422,12 +1424,11 @@ def sift(run: Run, log_type: LogType, tally: Tally, events: list[Event]) -> tupl
         early_ms = 0 if time_ms is None else window.start_ms - time_ms
         if log_type.cursor is None and 0 < early_ms <= log_type.unit_ms:
             continue  # of the second that by_mintime asks for in addition
-        if time_ms is not None and time_ms >= run.until_ms:
-            continue
         if identity[0] == "#":
             tally.seen[identity] += 1
             identity = f"{identity[1:]}#{tally.seen[identity]}"
-        if identity not in written and identity not in latest and identity not in identities:
+        known = identity in written or identity in latest or identity in identities
+        if not known and (time_ms is None or time_ms < run.until_ms):
             lines.append(text + tail)
         # An odd time says nothing about where in the window Duo has the event.
         identities[identity] = window.until_ms if time_ms is None or early_ms > 0 else int(time_ms)
@@ -1466,15 +1467,14 @@ def report(run: Run) -> None:
 
 
 def progress(log_type: LogType, tally: Tally, now: float) -> str:
-    """How far a pass is: events so far, the time reached, the share of the window, the rate, the time left."""
+    """How far a pass is: the share of the window, the time left, events so far, the rate, the time reached."""
     assert tally.window and tally.reached_ms is not None
     elapsed_s = max(0.001, now - tally.began)
-    span_ms, read_ms = tally.window.until_ms - tally.window.start_ms, tally.reached_ms - tally.window.start_ms
-    share = min(1.0, tally.received / tally.total if tally.total else read_ms / span_ms)
-    left = f", {duration(elapsed_s * (1 / share - 1) * 1000)} left" if share else ""
-    rate = f"{tally.received / elapsed_s * 60:,.0f} events/min"
-    events = counted(tally.written, "event")
-    return f"{log_type.name}: {share:.0%}, {events} so far, up to {iso(tally.reached_ms)}, {rate}{left}"
+    read_ms, span_ms = tally.reached_ms - tally.first_ms, tally.window.until_ms - tally.first_ms
+    share = min(1.0, tally.received / tally.total if tally.total else read_ms / max(1, span_ms))
+    left = f"{duration(elapsed_s * (1 / share - 1) * 1000)} left" if share > 0 else "just begun"
+    events = f"{counted(tally.written, 'event')} so far, {tally.received / elapsed_s * 60:,.0f} a minute"
+    return f"{log_type.name}: {share:.0%}, {left}; {events}, up to {iso(tally.reached_ms)}"
 
 
 METRICS: tuple[tuple[str, str, str, Callable[[Position, Health], float]], ...] = (
@@ -1522,12 +1522,12 @@ def show_status(settings: Settings, as_json: bool) -> int:
     if not checkpoints.document:
         log.info("checkpoint file %s does not exist yet: these are the seeds", checkpoints.path)
     now_ms = (time.time() + checkpoints.clock_offset_s) * 1000
-    status, document = 0, {}
+    late, document = [], {}
     for log_type in settings.log_types:
         since_ms, health = checkpoints.positions[log_type].since_ms, checkpoints.health[log_type]
         lag_ms = now_ms - since_ms
         if settings.max_lag_ms is not None and abs(lag_ms) > settings.max_lag_ms:
-            status = GaveUp.status
+            late.append(log_type.name)
         document[log_type.name] = {
             "checkpoint": iso(since_ms),
             "lag_seconds": int(lag_ms / 1000),
@@ -1544,11 +1544,13 @@ def show_status(settings: Settings, as_json: bool) -> int:
             output.write([line + "\n"])
     if as_json:
         output.write([json.dumps(document) + "\n"])
-    return status
+    if late:
+        log.error("more than %s from now: %s", duration(settings.max_lag_ms or 0), ", ".join(late))
+    return GaveUp.status if late else 0
 
 
 def ago(now_ms: float, then_ms: int) -> str:
-    """3 min 10 s ago; never."""
+    """3 min 10 s ago, or never."""
     return f"{duration(max(0, now_ms - then_ms))} ago" if then_ms else "never"
 
 
@@ -1701,7 +1703,7 @@ class StderrHandler(logging.Handler):
     def show(self, lines: list[str]) -> None:
         """Put these lines in the place of those shown before."""
         if log.isEnabledFor(logging.INFO) and (lines or self.shown):
-            width = shutil.get_terminal_size().columns - 1
+            width = os.get_terminal_size(2).columns or 80
             self.write("".join(f"{line[:width]}\n" for line in lines))
             self.shown = len(lines)
 

@@ -155,7 +155,8 @@ class Rules:
     trust_cursor: str = _one_of("string", "int")    # the form in which trust monitor gives it
     trust_order: str = _one_of("ascending", "descending")   # trust monitor events by time
     short_pages: bool = False           # pages shorter than asked for before the last one; v1 too
-    total: str = _one_of("int", "object", "remaining", "changing", "absent")    # total_objects
+    # total_objects: of the window, of what remains, at random, of this page only, or not there
+    total: str = _one_of("int", "object", "remaining", "changing", "page", "absent")
     ties: str = _one_of("stable", "shuffled")   # order within a ms (v1: a second) between calls
     v1_order: str = _one_of("ascending", "shuffled")    # order within a page of v1 events
     v1_limit: int = 1000                # the number of earliest events that v1 gives
@@ -615,7 +616,7 @@ class Endpoints:
             rows.reverse()
         metadata = self._metadata(call, rows, after, done + count)
         if call.log.v2 and self.rules.total != "absent":
-            metadata["total_objects"] = self._total(end - first, left)
+            metadata["total_objects"] = self._total(end - first, left, count)
         return _ok(b'{"%s":[%s],"metadata":%s}' % (
             call.log.list_key.encode(), b",".join(self._bodies(call, rows)),
             _compact(metadata).encode()), len(rows))
@@ -665,11 +666,13 @@ class Endpoints:
         as_list = call.name == "authentication" and self.rules.auth_cursor == "list"
         return {"next_offset": pair if as_list else cursor}
 
-    def _total(self, window: int, left: int) -> Any:
+    def _total(self, window: int, left: int, count: int) -> Any:
         if self.rules.total == "object":
             return {"relation": "eq", "value": window}
         if self.rules.total == "remaining":
             return left
+        if self.rules.total == "page":
+            return count
         if self.rules.total == "changing":
             return self._random.randint(window // 2, window * 2)
         return window
