@@ -893,8 +893,8 @@ class Position:
         """
         since_ms = max(self.since_ms, since_ms)
         start_ms = max(self.start_ms, min(again_ms, since_ms - lookback_ms))
-        known = {**self.written, **identities}
-        return Position(since_ms, start_ms, {key: at for key, at in known.items() if at >= start_ms})
+        events = (*self.written.items(), *identities.items())
+        return Position(since_ms, start_ms, {identity: at for identity, at in events if at >= start_ms})
 
 
 @dataclass
@@ -1176,7 +1176,7 @@ class Tally:
     requests: int = 0
     written: int = 0  # events
     received: int = 0  # events, those of before included, each once
-    latest: frozenset[str] = frozenset()  # identities of the latest page
+    latest: Mapping[str, int] = field(default_factory=dict)  # events of the latest page: identity, time in ms
     seen: Counter[str] = field(default_factory=Counter)  # events without an id
     window: Window | None = None
     total: int | None = None  # events in the window, says Duo
@@ -1394,7 +1394,7 @@ def write_page(run: Run, log_type: LogType, tally: Tally, page: Page, since_ms: 
     """Write what is new on a page, then move the checkpoint to `since_ms`. Raises CollectorError."""
     assert tally.window
     position, health = run.checkpoints.positions[log_type], run.checkpoints.health[log_type]
-    lines, identities = sift(run, log_type, tally, page.events)
+    lines = sift(run, log_type, tally, page.events)
     health.events += len(lines)
     if tally.reached_ms is None:  # the last page
         if tally.total is not None and tally.received < tally.total:
@@ -1402,7 +1402,7 @@ def write_page(run: Run, log_type: LogType, tally: Tally, page: Page, since_ms: 
             span = f"from {iso(tally.window.start_ms)} to {iso(tally.window.until_ms)}"
             found_hole(run, log_type, f"a hole: {span} {counts}")
         health.last_success_ms, health.pass_ms = run.duo.now_ms(), elapsed_ms(run, tally)
-    moved = position.moved(since_ms, again_ms, identities, run.settings.lookback_ms)
+    moved = position.moved(since_ms, again_ms, tally.latest, run.settings.lookback_ms)
     if lines or moved != position:
         run.checkpoints.keep_clock(run.duo.clock_offset_s)
         with run.checkpoints.moving(log_type, moved):
@@ -1410,8 +1410,8 @@ def write_page(run: Run, log_type: LogType, tally: Tally, page: Page, since_ms: 
     run.output.unsaved = False
 
 
-def sift(run: Run, log_type: LogType, tally: Tally, events: list[Event]) -> tuple[list[str], dict[str, int]]:
-    """The lines of those events that were not written before; and of all, by identity, the time in ms."""
+def sift(run: Run, log_type: LogType, tally: Tally, events: list[Event]) -> list[str]:
+    """The lines of a page's events that were not written before."""
     assert tally.window
     window, written, latest = tally.window, run.checkpoints.positions[log_type].written, tally.latest
     added = {"eventtype": log_type.name, "host": run.settings.host}  # as Duo's own client does
@@ -1433,9 +1433,9 @@ def sift(run: Run, log_type: LogType, tally: Tally, events: list[Event]) -> tupl
         # An odd time says nothing about where in the window Duo has the event.
         identities[identity] = window.until_ms if time_ms is None or early_ms > 0 else int(time_ms)
     tally.written += len(lines)
-    tally.received += len(identities.keys() - latest)
-    tally.latest = frozenset(identities)
-    return lines, identities
+    tally.received += len(identities.keys() - latest.keys())
+    tally.latest = identities
+    return lines
 
 
 def in_order(events: list[Event]) -> list[Event]:

@@ -161,6 +161,7 @@ class Rules:
     v1_order: str = _one_of("ascending", "shuffled")    # order within a page of v1 events
     v1_limit: int = 1000                # the number of earliest events that v1 gives
     v1_mintime: str = _one_of("inclusive", "exclusive")     # does v1 give events of that second
+    text: str = _one_of("utf-8", "ascii")   # is what is not ASCII escaped; for events added later
     limit: str = _one_of("error", "clamp")  # a limit below 1 or above the maximum
     unknown_parameters: str = _one_of("ignore", "400")
 
@@ -768,6 +769,9 @@ class Simulator(Endpoints):
         """
         if isinstance(events, (dict, str, bytes)):
             events = [events]
+        if self.rules.text == "ascii":
+            events = (json.dumps(event, separators=(",", ":")) if isinstance(event, dict) else event
+                      for event in events)
         self._stores[log_type].add(events, published_ms, at_ms)
 
     def events(self, log_type: str) -> List[Dict[str, Any]]:

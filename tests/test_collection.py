@@ -119,6 +119,7 @@ QUESTIONS = {
     "a young maxtime gives nothing": {"young": "empty"},
     "unknown parameters are refused": {"unknown_parameters": "400", "limit": "error"},
     "old mintimes are accepted": {"old": "accept"},
+    "JSON is in ASCII": {"text": "ascii"},
     "codes are strings": {"code_as_string": True},
     "only signature version 5 passes": {"signatures": ("v5",)},
     "permission is checked before the signature": {
