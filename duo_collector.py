@@ -775,7 +775,7 @@ def suspect(duo: Duo, code: str) -> str:
         return clock_words(duo)
     if code == "40102":
         return "DUO_INTEGRATION_KEY is not known at DUO_API_HOST; take both from one Admin API application"
-    wrong = "DUO_SECRET_KEY is not that of DUO_INTEGRATION_KEY, or DUO_API_HOST is another's"
+    wrong = "DUO_SECRET_KEY does not fit DUO_INTEGRATION_KEY, or DUO_API_HOST is another account's"
     return f"{wrong}; copy all three anew, without stray spaces"
 
 
@@ -1206,6 +1206,9 @@ class Run:
 Turns = Generator[float, None, T]
 
 
+SHORT_MS = 3_600_000  # a window without a backlog
+
+
 def run_passes(run: Run, once: bool) -> int:
     """Collect every enabled log type, pause, collect it again; or `once`, until each is caught up or given up.
 
@@ -1279,9 +1282,7 @@ def read_window(run: Run, log_type: LogType, tally: Tally) -> Turns[None]:
     tally.first_ms = min((e.time_ms for e in first.events if e.time_ms is not None), default=window.start_ms)
     while True:
         reached_ms = reached(log_type, page, window) if page is not None else 0
-        # Duo's count and a page that is not full agree that this is all. Both are hints, so the next window starts
-        # where this page ended; only where that is where it began is there need to ask now.
-        whole = page is first and first.total == len(first.events) < log_type.page_size and reached_ms > window.start_ms
+        whole = page is first and seems_whole(log_type, window, first) and reached_ms > window.start_ms
         try:
             parameters = None if whole else requests.send(page)
         except StopIteration:
@@ -1298,6 +1299,19 @@ def read_window(run: Run, log_type: LogType, tally: Tally) -> Turns[None]:
             if log_type.cursor not in parameters:
                 raise
             page = None
+
+
+def seems_whole(log_type: LogType, window: Window, page: Page) -> bool:
+    """Whether a window's first page looks like all of it, so that a request for what comes next can be saved.
+
+    That is a guess from hints: a page is not full, and Duo counts no more, or, where it does not count, the
+    window is short. So the next window starts where this page ended, and only where this page ended where it
+    began, so that nothing would ever come of it, is it not relied upon.
+    """
+    count = len(page.events)
+    if page.total is not None:
+        return page.total == count < log_type.page_size
+    return log_type.ordered and count < log_type.page_size // 2 and window.until_ms - window.start_ms < SHORT_MS
 
 
 def open_window(run: Run, log_type: LogType, tally: Tally) -> Turns[tuple[Window, Requests, Page] | None]:

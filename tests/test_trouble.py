@@ -351,8 +351,8 @@ def test_a_wrong_local_clock_neither_loses_nor_delays(duo, collector, offset_s, 
     said = f"local clock is {abs(offset_s)} s {'behind' if offset_s > 0 else 'ahead of'} Duo's"
     near = [said.replace(str(abs(offset_s)), str(abs(offset_s) + by)) for by in (-2, -1, 0, 1, 2)]
     assert sum(first.stderr.count(text) for text in near) == (abs(offset_s) > 30)
-    assert all(int(r.params["maxtime"]) <= r.wall * 1000 + offset_s * 1000 - 119_000
-               for r in duo.requests[-3:] if "maxtime" in r.params)
+    last = [request for request in duo.requests if "maxtime" in request.params][-1]  # the first may not know better
+    assert int(last.params["maxtime"]) <= last.wall * 1000 + offset_s * 1000 - 119_000
 
     end = duo.now_ms() - 125_000
     duo.add("authentication", make_events("authentication", 5, end - 2_000, end, seed=2))
