@@ -46,7 +46,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from itertools import accumulate, islice
 from operator import itemgetter
@@ -915,8 +915,11 @@ class Health:
     @classmethod
     def read(cls, kept: Any) -> Health:
         """From the checkpoint file; what is odd there starts anew."""
-        kept = kept if isinstance(kept, dict) else {}
-        return cls(**{row.name: kept[row.name] for row in fields(cls) if type(kept.get(row.name)) is type(row.default)})
+        health = cls()
+        for name, value in kept.items() if isinstance(kept, dict) else ():
+            if type(value) is type(getattr(health, name, None)) and (name == "last_error" or 0 <= value < 10**14):
+                setattr(health, name, value)
+        return health
 
     def count(self, outcome: str) -> None:
         """Count a request."""
