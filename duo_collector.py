@@ -311,12 +311,13 @@ def parse_metrics_file(text: str) -> str | None:
     """Read the path of a file to write, and see that it can be written. Raises ValueError."""
     if not text:
         return None
-    folder = os.path.dirname(os.path.abspath(text))
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise ValueError(f"write the path of a file in a folder that may be written to; {folder} is none")
+    path = os.path.realpath(text)
+    folder = os.path.dirname(path)
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise ValueError("write the path of a file, in a folder that may be written to")
     if importlib.util.find_spec("prometheus_client") is None:
         raise ValueError("that needs one package more: pip install prometheus_client")
-    return text
+    return path
 
 
 def parse_bundle(text: str) -> str:
@@ -746,8 +747,9 @@ def refusal(duo: Duo, answer: Answer, envelope: Mapping[str, Any]) -> Exception:
         return kind(meaning.format(said=said, clock=clock_words(duo), suspect=suspect(duo, code)))
     if status == 429:
         return Limited(f"Duo limits requests ({said}): raise DUO_INTERVAL if that stays so", answer.retry_after_s)
-    whose = "Duo fails" if status >= 500 and envelope else "an answer that is not Duo's, or makes no sense"
-    return Failed(f"{whose} ({said})", answer.retry_after_s)
+    if status >= 500 and envelope:
+        return Failed(f"Duo fails ({said}): if it stays so, see status.duo.com", answer.retry_after_s)
+    return Failed(f"an answer that is not Duo's, or makes no sense ({said}): a proxy's?", answer.retry_after_s)
 
 
 def clock_words(duo: Duo) -> str:
@@ -853,6 +855,7 @@ def by_mintime(log_type: LogType, window: Window, hole: Callable[[str], None]) -
         times = (event.time_ms for event in events if event.time_ms is not None)
         seconds = Counter(int(time_ms // 1000) for time_ms in times if time_ms <= window.until_ms)
         last, included = max(seconds, default=0), early == 1 and second - 1 in seconds
+        later = len(events) - sum(seconds.values())  # than the window, so what is before is all there
         early = 0 if included else early
         if last < second and not included:
             return
@@ -860,7 +863,7 @@ def by_mintime(log_type: LogType, window: Window, hole: Callable[[str], None]) -
             if cut:  # there is more after the second that filled a page
                 hole(cut)
             second, shown, cut = last, seconds[last], ""
-        elif last == second and len(events) < full and seconds[last] == shown:
+        elif last == second and seconds[last] == shown and (len(events) < full or later > len(events) // 2):
             return
         elif not included:  # a page full of one second: Duo has no way to ask for the rest of that, if there is any
             cut = f"of {iso(second * 1000)} Duo shows only {counted(len(events), 'event')}; going on after it"
@@ -913,11 +916,13 @@ class Health:
     last_error: str = ""
 
     @classmethod
-    def read(cls, kept: Any) -> Health:
+    def read(cls, document: Mapping[str, Any], log_type: LogType) -> Health:
         """From the checkpoint file; what is odd there starts anew."""
-        health = cls()
-        for name, value in kept.items() if isinstance(kept, dict) else ():
-            if type(value) is type(getattr(health, name, None)) and (name == "last_error" or 0 <= value < 10**14):
+        health, kept = cls(), document.get("health")
+        kept = kept.get(log_type.name) if isinstance(kept, dict) else None
+        for name, default in asdict(health).items():
+            value: Any = kept.get(name) if isinstance(kept, dict) else None
+            if type(value) is type(default) and (name == "last_error" or 0 <= value < 10**14):
                 setattr(health, name, value)
         return health
 
@@ -934,8 +939,7 @@ class Checkpoints:
         self.path = path
         self.document = read_json_object(path) if path else {}
         self.positions = {log_type: self._read(log_type, seed_ms) for log_type, seed_ms in seeds.items()}
-        health = self.document.get("health")
-        self.health = {row: Health.read(health.get(row.name) if isinstance(health, dict) else None) for row in seeds}
+        self.health = {log_type: Health.read(self.document, log_type) for log_type in seeds}
         unknown = {key for key in self.document if key.endswith("_SINCE_TIME")} - {row.since_key for row in seeds}
         if unknown:
             log.warning("%s: nothing is called %s", path, one_line(", ".join(unknown)))
@@ -976,6 +980,12 @@ class Checkpoints:
         with self.saving({**self.document, log_type.since_key: since, "written": written}):
             yield
         self.positions[log_type] = position
+
+    def save(self) -> None:
+        """Keep what has changed of the health. Raises CollectorError."""
+        if any(health != Health.read(self.document, log_type) for log_type, health in self.health.items()):
+            with self.saving(self.document):
+                pass
 
     @contextlib.contextmanager
     def saving(self, document: dict[str, Any]) -> Iterator[None]:
@@ -1204,12 +1214,14 @@ class Run:
     tallies: dict[LogType, Tally] = field(default_factory=dict)  # of the passes under way
     metrics_due: float = 0.0
 
+    @property
+    def is_replay(self) -> bool:
+        """Whether a range is printed, and no checkpoint read or moved."""
+        return self.checkpoints.path is None
+
 
 # Work on one log type, turn by turn: yields the time of its next request (s, monotonic clock), returns T.
 Turns = Generator[float, None, T]
-
-
-SHORT_MS = 3_600_000  # a window without a backlog
 
 
 def run_passes(run: Run, once: bool) -> int:
@@ -1225,7 +1237,7 @@ def run_passes(run: Run, once: bool) -> int:
         wait_s = max(0, due[log_type] - run.clock())
         if run.stop.wait(min(wait_s, REPORT_S) if busy else wait_s):
             run.stderr.show([])
-            log.info("stopped by a signal; all that was written is checkpointed")
+            log.info("stopped by a signal%s", "" if run.is_replay else "; all that was written is checkpointed")
             return max(GaveUp.status, *statuses.values()) if once else 0
         if run.clock() >= due[log_type]:
             try:
@@ -1253,8 +1265,7 @@ def collect(run: Run, log_type: LogType) -> Turns[int]:
         health, now_ms = run.checkpoints.health[log_type], run.duo.now_ms()
         health.last_error, health.last_error_ms, health.pass_ms = discreet(str(error)), now_ms, elapsed_ms(run, tally)
         run.checkpoints.keep_clock(run.duo.clock_offset_s)
-        with run.checkpoints.saving(run.checkpoints.document):
-            pass
+        run.checkpoints.save()
     del run.tallies[log_type]
     events, requests = counted(tally.written, "event"), counted(tally.requests, "request")
     until = iso(run.checkpoints.positions[log_type].since_ms)
@@ -1285,7 +1296,10 @@ def read_window(run: Run, log_type: LogType, tally: Tally) -> Turns[None]:
     tally.first_ms = min((e.time_ms for e in first.events if e.time_ms is not None), default=window.start_ms)
     while True:
         reached_ms = reached(log_type, page, window) if page is not None else 0
-        whole = page is first and seems_whole(log_type, window, first) and reached_ms > window.start_ms
+        # Duo's count and a page that is not full agree that this is all. Both are hints, so the next window starts
+        # where this page ended; where nothing would come of that, or there is no next window, they are not relied upon.
+        whole = page is first and first.total == len(first.events) < log_type.page_size
+        whole = whole and reached_ms > window.start_ms and not run.is_replay
         try:
             parameters = None if whole else requests.send(page)
         except StopIteration:
@@ -1304,19 +1318,6 @@ def read_window(run: Run, log_type: LogType, tally: Tally) -> Turns[None]:
             page = None
 
 
-def seems_whole(log_type: LogType, window: Window, page: Page) -> bool:
-    """Whether a window's first page looks like all of it, so that a request for what comes next can be saved.
-
-    That is a guess from hints: a page is not full, and Duo counts no more, or, where it does not count, the
-    window is short. So the next window starts where this page ended, and only where this page ended where it
-    began, so that nothing would ever come of it, is it not relied upon.
-    """
-    count = len(page.events)
-    if page.total is not None:
-        return page.total == count < log_type.page_size
-    return log_type.ordered and count < log_type.page_size // 2 and window.until_ms - window.start_ms < SHORT_MS
-
-
 def open_window(run: Run, log_type: LogType, tally: Tally) -> Turns[tuple[Window, Requests, Page] | None]:
     """The window to read, the requests that read it, and its first page; None where there is nothing to read."""
     for attempt in range(3):
@@ -1327,6 +1328,7 @@ def open_window(run: Run, log_type: LogType, tally: Tally) -> Turns[tuple[Window
             start, window = choose_window(run, log_type)
         if window is None:
             warn_if_ahead(run, log_type)
+            warn_if_passed_over(run, log_type, start)
             return None
         requests = read(log_type, window, lambda words: found_hole(run, log_type, f"a hole, maybe: {words}"))
         offset_s = run.duo.clock_offset_s
@@ -1335,11 +1337,8 @@ def open_window(run: Run, log_type: LogType, tally: Tally) -> Turns[tuple[Window
         # come back empty for that alone, and one that ended far too early leaves events for later: once more.
         too_far = page.date_ms is not None and window.until_ms > page.date_ms - log_type.delay_ms
         if not too_far and (attempt or abs(run.duo.clock_offset_s - offset_s) <= JITTER_S):
-            before = run.checkpoints.positions[log_type]
-            if start != before:
-                name, days, gap = log_type.name, log_type.kept_days, f"{iso(before.since_ms)} to {iso(start.since_ms)}"
-                log.warning("%s: Duo serves the last %d days only; passed over: %s", name, days, gap)
-                run.checkpoints.positions[log_type] = start
+            warn_if_passed_over(run, log_type, start)
+            run.checkpoints.positions[log_type] = start
             return window, requests, page
     raise GaveUp("Duo's Date jumps to and fro")
 
@@ -1367,6 +1366,15 @@ def warn_if_ahead(run: Run, log_type: LogType) -> None:
     if ahead_ms > 0:
         where, ahead = f"{log_type.since_key} in {run.checkpoints.path}", duration(ahead_ms)
         log.warning("%s: %s is %s ahead of now: set it back, or nothing is collected", log_type.name, where, ahead)
+
+
+def warn_if_passed_over(run: Run, log_type: LogType, start: Position) -> None:
+    """Say that Duo has no longer what lies between the checkpoint and this start."""
+    since_ms = run.checkpoints.positions[log_type].since_ms
+    if start.since_ms > since_ms:
+        name, days, until_ms = log_type.name, log_type.kept_days, min(start.since_ms, run.until_ms)
+        gap = f"{iso(since_ms)} to {iso(until_ms)}"
+        log.warning("%s: Duo serves the last %d days only; passed over: %s", name, days, gap)
 
 
 def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Tally) -> Turns[Page]:
@@ -1431,6 +1439,7 @@ def sift(run: Run, log_type: LogType, tally: Tally, events: list[Event]) -> list
     """The lines of a page's events that were not written before."""
     assert tally.window
     window, written, latest = tally.window, run.checkpoints.positions[log_type].written, tally.latest
+    until_ms = run.until_ms // log_type.unit_ms * log_type.unit_ms if run.is_replay else float("inf")
     added = {"eventtype": log_type.name, "host": run.settings.host}  # as Duo's own client does
     tail = json.dumps(added, separators=(",", ":"))[1:] + "\n"
     if log_type.cursor is None:
@@ -1445,7 +1454,7 @@ def sift(run: Run, log_type: LogType, tally: Tally, events: list[Event]) -> list
             tally.seen[identity] += 1
             identity = f"{identity[1:]}#{tally.seen[identity]}"
         known = identity in written or identity in latest or identity in identities
-        if not known and (time_ms is None or time_ms < run.until_ms):
+        if not known and (time_ms is None or time_ms < until_ms):
             lines.append(text + tail)
         # An odd time says nothing about where in the window Duo has the event.
         identities[identity] = window.until_ms if time_ms is None or early_ms > 0 else int(time_ms)
@@ -1480,6 +1489,7 @@ def report(run: Run) -> None:
                 log.info("%s", progress(row, tally, now))
     if run.settings.metrics_file and now >= run.metrics_due:
         run.metrics_due = now + REPORT_S
+        run.checkpoints.save()  # what is shown is kept, or after a kill the counters would go back
         write_metrics(run)
 
 
@@ -1489,8 +1499,10 @@ def progress(log_type: LogType, tally: Tally, now: float) -> str:
     elapsed_s = max(0.001, now - tally.began)
     read_ms, span_ms = tally.reached_ms - tally.first_ms, tally.window.until_ms - tally.first_ms
     share = min(1.0, tally.received / tally.total if tally.total else read_ms / max(1, span_ms))
-    left = f"{duration(elapsed_s * (1 / share - 1) * 1000)} left" if share > 0 else "just begun"
     events = f"{counted(tally.written, 'event')} so far, {tally.received / elapsed_s * 60:,.0f} a minute"
+    if not log_type.ordered:
+        return f"{log_type.name}: {events}"
+    left = f"{duration(elapsed_s * (1 / share - 1) * 1000)} left" if share > 0 else "just begun"
     return f"{log_type.name}: {share:.0%}, {left}; {events}, up to {iso(tally.reached_ms)}"
 
 
@@ -1618,6 +1630,8 @@ def start_at(run: Run, since: str, until: str | None) -> None:
             run.until_ms = parse_when(until, now_ms)
             if run.until_ms <= since_ms:
                 raise ValueError("write a time later than that of --since")
+            if run.until_ms > now_ms - LOG_TYPES["authentication"].delay_ms:
+                log.warning("Duo shows nothing of the last two minutes yet, so it is not in this")
     except ValueError as wrong:
         raise CollectorError(f"{option} is {text!r}: {wrong}", 2) from None
     for row in run.settings.log_types:
@@ -1708,7 +1722,7 @@ class StderrHandler(logging.Handler):
         super().__init__()
         self.terminal, self.shown, self.journal = False, 0, False
         with contextlib.suppress(OSError):
-            self.terminal = os.isatty(2) and not os.isatty(1) and os.environ.get("TERM") != "dumb"
+            self.terminal = os.isatty(2) and not os.isatty(1) and os.environ.get("TERM", "dumb") != "dumb"
             stream = os.fstat(2)  # a child of a service has the variable too, but maybe another stderr
             self.journal = os.environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
 
@@ -1720,7 +1734,9 @@ class StderrHandler(logging.Handler):
     def show(self, lines: list[str]) -> None:
         """Put these lines in the place of those shown before."""
         if log.isEnabledFor(logging.INFO) and (lines or self.shown):
-            width = os.get_terminal_size(2).columns or 80
+            width = 80
+            with contextlib.suppress(OSError):  # a terminal that has gone away
+                width = os.get_terminal_size(2).columns or width
             self.write("".join(f"{line[:width]}\n" for line in lines))
             self.shown = len(lines)
 
