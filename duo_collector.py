@@ -11,7 +11,7 @@ checkpoint, and writes every event as a line of JSON to stdout, for a log shippe
     duo_collector.py --status     where has each log type got to?
 
 The promise: every event that Duo publishes is written at least once, and twice only where the
-process was killed between writing a page and saving its checkpoint. So a page is written and
+process ended, however it did, between writing a page and saving its checkpoint. So a page is written and
 flushed first, then the checkpoint is saved; and as Duo publishes some events late, each pass reads
 a little of the past again, and drops what was written before.
 
@@ -225,7 +225,7 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], now_m
     beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "checkpoints.json")
     online = not options.status  # --status makes no request, so it needs no host and no keys
     base_url, host = setting("DUO_API_HOST", "", parse_host) if online else ("", "")
-    return Settings(
+    settings = Settings(
         base_url=base_url,
         host=host,
         integration_key=parse_key("DUO_INTEGRATION_KEY", environ.get("DUO_INTEGRATION_KEY", "")) if online else "",
@@ -241,6 +241,9 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], now_m
         lookback_ms=int(setting("DUO_LOOKBACK", "300", number("seconds", 0, 86_400)) * 1000),
         metrics_file=setting("DUO_METRICS_FILE", "", parse_metrics_file) if online and options.until is None else None,
     )
+    if settings.metrics_file == settings.checkpoint_file:
+        raise CollectorError("DUO_METRICS_FILE names the checkpoint file: write another path", 78)
+    return settings
 
 
 def parse_host(text: str) -> tuple[str, str]:
@@ -560,9 +563,11 @@ def deadline(seconds: float) -> Iterator[None]:
 
 
 UNREACHABLE = {  # by the name of an exception of requests, urllib3 or Python: what it means, and what to do
+    "InvalidURL": "an address that cannot be read: look at HTTPS_PROXY",
+    "LocationParseError": "an address that cannot be read: look at HTTPS_PROXY",
+    "InvalidProxyURL": "the address of the proxy cannot be read: look at HTTPS_PROXY",
     "ProxyError": "the proxy refuses, or is not there ({said}): look at HTTPS_PROXY and NO_PROXY",
     "gaierror": "the name does not resolve ({said}): look at DUO_API_HOST, and at DNS",
-    "NameResolutionError": "the name does not resolve ({said}): look at DUO_API_HOST, and at DNS",
     "SSLCertVerificationError": "its certificate is not trusted ({said}): look at DUO_API_HOST; where a proxy inspects"
     " TLS, name its CA file in REQUESTS_CA_BUNDLE",
     "ConnectTimeoutError": "no connection ({said}): a firewall or a missing HTTPS_PROXY, or Duo is down",
@@ -584,7 +589,12 @@ def why_none(error: BaseException) -> str:
 
 def one_line(text: str) -> str:
     """Text from outside, fit for a log line."""
-    return "".join(c if c.isprintable() else " " for c in text[:300]).strip()
+    return "".join(c if c.isprintable() else " " for c in discreet(text)[:300]).strip()
+
+
+def discreet(text: str) -> str:
+    """Text without what may be a secret key in a wrong place, or the password of a proxy."""
+    return re.sub(r"//[^/\s]*@", "//***@", re.sub("[A-Za-z0-9]{32,}", "***", text))
 
 
 # Pages
@@ -663,8 +673,8 @@ def split_answer(body: bytes, log_type: LogType) -> tuple[dict[str, Any], list[E
 
 @functools.lru_cache(maxsize=10_000)  # names and places come again and again
 def escaped(text: bytes) -> str:
-    """UTF-8 as JSON escapes it inside a string."""
-    return json.dumps(text.decode())[1:-1]
+    """UTF-8 as JSON escapes it inside a string; a wrong byte should not keep an event back."""
+    return json.dumps(text.decode(errors="replace"))[1:-1]
 
 
 def escape(error: UnicodeError) -> tuple[str, int]:
@@ -686,10 +696,10 @@ def read_event(log_type: LogType, text: str, value: Any) -> Event:
         value = {name: item for name, item in value.items() if name not in ("eventtype", "host")}
         text = json.dumps(value)
     identity = value.get(log_type.id_field)
-    if not isinstance(identity, (str, int)) or identity == "":
+    if not isinstance(identity, str) or not identity:
         content = json.dumps(value, sort_keys=True)
         identity = "#" + hashlib.sha256(content.encode()).hexdigest()[:32]
-    return Event(text[:-1] + "," if value else "{", str(identity), event_time(log_type, value.get(log_type.time_field)))
+    return Event(text[:-1] + "," if value else "{", identity, event_time(log_type, value.get(log_type.time_field)))
 
 
 def event_time(log_type: LogType, value: Any) -> float | None:
@@ -741,7 +751,7 @@ def refusal(duo: Duo, answer: Answer, envelope: Mapping[str, Any]) -> Exception:
     if status == 200 and re.fullmatch("[45][0-9]{4}", code):  # a failure, for all that it says 200
         status = int(code[:3])
     words = [str(status), code, *(str(envelope[key]) for key in ("message", "message_detail") if envelope.get(key))]
-    said = one_line(" ".join(word for word in words if word))
+    said = one_line(" ".join(word for word in words if word).replace(duo.settings.secret_key, "***"))
     kind, meaning = MEANINGS.get(code if code[:3] == str(status) else "") or MEANINGS.get(str(status)) or (None, "")
     if kind and (envelope or status in (401, 403)):  # a 404 without JSON is somebody else's
         return kind(meaning.format(said=said, clock=clock_words(duo), suspect=suspect(duo, code)))
@@ -811,6 +821,14 @@ Requests = Generator[dict[str, str], Optional[Page], None]
 def read(log_type: LogType, window: Window, hole: Callable[[str], None]) -> Requests:
     """The requests that read a window of this log type; `hole` is called with words about one that Duo leaves."""
     return by_cursor(log_type, window) if log_type.cursor else by_mintime(log_type, window, hole)
+
+
+def following(requests: Requests, page: Page | None) -> dict[str, str] | None:
+    """The parameters of the request after this page; None where the window is drained."""
+    try:
+        return requests.send(page)
+    except StopIteration:
+        return None
 
 
 def by_cursor(log_type: LogType, window: Window) -> Requests:
@@ -982,9 +1000,9 @@ class Checkpoints:
         self.positions[log_type] = position
 
     def save(self) -> None:
-        """Keep what has changed of the health. Raises CollectorError."""
+        """Keep what has changed of the health; no reason to stop if that fails."""
         if any(health != Health.read(self.document, log_type) for log_type, health in self.health.items()):
-            with self.saving(self.document):
+            with contextlib.suppress(CollectorError), self.saving(self.document):
                 pass
 
     @contextlib.contextmanager
@@ -1128,11 +1146,11 @@ class Pace:
     """When the next request of a log type is due; times and spans in s, by a monotonic clock.
 
     What was let through before a 429 is the limit: `limit` pages in any `span`. Two tries come soon. If one
-    brings a page, the span is the time since a limit was met before. If not, Duo counts by the minute, as it
-    says: the span is that, and the next try comes when the first of its pages is out of it; once this has
-    helped, the next 429 is met so at once. A limit holds for four spans and, when it is found again, for twice
-    as long, up to 40 pages. Then only the ceiling holds, as at the start, so that a change is found. Other
-    waits double. A minute is 61 s here, as requests do not all travel equally long.
+    brings a page, the span is the time since a limit was met before, a minute at most. If not, Duo counts by
+    the minute, as it says: the span is that, and the next try comes when the first of its pages is out of it;
+    once this has helped, the next 429 is met so at once. A limit holds for four spans and, when it is found
+    again, for twice as long, up to 40 pages. Then only the ceiling holds, as at the start, so that a change is
+    found. Other waits double. A minute is 61 s here, as requests do not all travel equally long.
     """
 
     def __init__(self, requests_per_minute: float) -> None:
@@ -1148,7 +1166,7 @@ class Pace:
         """The request of `sent` brought a page."""
         self.latest.append(sent)
         if 0 < self.tries <= SOON and not self.per_minute:
-            pages = [page for page in self.latest if page >= self.began]
+            pages = [page for page in self.latest if page >= max(self.began, sent - 61)]
             self.limit, self.span = max(1, len(pages) - 1), sent - pages[0]
             self.trust = self.left = 40
         elif self.tries:
@@ -1195,7 +1213,7 @@ class Tally:
     total: int | None = None  # events in the window, says Duo
     first_ms: float = 0.0  # the time of the first of them
     reached_ms: int | None = None  # how far the pages were read; None before the first, and when there are no more
-    told: float = 0.0  # s, when the log last said how far it is
+    told: float = 0.0  # s, when the log last said how far it is, or the pass began
 
 
 @dataclass
@@ -1256,7 +1274,7 @@ def run_passes(run: Run, once: bool) -> int:
 
 def collect(run: Run, log_type: LogType) -> Turns[int]:
     """One pass over one log type, and the line about it; returns the exit status."""
-    tally = run.tallies[log_type] = Tally(run.clock())
+    tally = run.tallies[log_type] = Tally(run.clock(), told=run.clock())
     try:
         yield from read_window(run, log_type, tally)
         status, level, why = 0, logging.INFO, ""
@@ -1300,10 +1318,7 @@ def read_window(run: Run, log_type: LogType, tally: Tally) -> Turns[None]:
         # where this page ended; where nothing would come of that, or there is no next window, they are not relied upon.
         whole = page is first and first.total == len(first.events) < log_type.page_size
         whole = whole and reached_ms > window.start_ms and not run.is_replay
-        try:
-            parameters = None if whole else requests.send(page)
-        except StopIteration:
-            parameters = None
+        parameters = None if whole else following(requests, page)
         if page is not None:
             since_ms = window.until_ms if parameters is None else reached_ms
             tally.reached_ms = None if parameters is None else reached_ms
@@ -1382,7 +1397,7 @@ def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Tally
     pace, health, last_try, why = run.paces[log_type], run.checkpoints.health[log_type], float("inf"), ""
     failing: dict[type[Failed], float] = {}  # since when there has been nothing but that
     if pace.due > run.clock() + Limited.patience_s:
-        raise GaveUp(f"Duo wants no request for another {duration((pace.due - run.clock()) * 1000)}")
+        raise GaveUp(f"the next request is not due for another {duration((pace.due - run.clock()) * 1000)}")
     while True:
         yield pace.due
         sent = run.clock()
@@ -1406,7 +1421,7 @@ def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Tally
             pace.due = max(pace.due, now + problem.retry_after_s)
             if now >= last_try or now + problem.retry_after_s > last_try:
                 raise GaveUp(why) from None
-            pace.due = min(pace.due, last_try)
+            pace.due = max(min(pace.due, last_try), sent + pace.shortest)
             level = logging.INFO if first or pace.due > now + 10 else logging.DEBUG
             log.log(level, "%s: %s; again in %.0f s", log_type.name, problem, pace.due - now)
         else:
@@ -1473,7 +1488,7 @@ def in_order(events: list[Event]) -> list[Event]:
 
 # What people and machines are told
 
-REPORT_S = 30  # how often a long pass tells how far it is; the metrics file is at most twice as old
+REPORT_S = 30  # how often, at least, a long pass tells how far it is and renews the metrics
 
 
 def report(run: Run) -> None:
@@ -1484,7 +1499,7 @@ def report(run: Run) -> None:
         run.stderr.show([progress(row, tally, now) for row, tally in under_way])
     else:
         for row, tally in under_way:
-            if now >= max(tally.told, tally.began) + REPORT_S:
+            if now >= tally.told + REPORT_S:
                 tally.told = now
                 log.info("%s", progress(row, tally, now))
     if run.settings.metrics_file and now >= run.metrics_due:
@@ -1748,11 +1763,6 @@ class StderrHandler(logging.Handler):
 
 
 SYSLOG_PRIORITIES = {logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
-
-
-def discreet(text: str) -> str:
-    """Text without what may be a secret key in a wrong place, or the password of a proxy."""
-    return re.sub(r"//[^/\s]*@", "//***@", re.sub("[A-Za-z0-9]{40,}", "***", text))
 
 
 def set_up_log() -> StderrHandler:

@@ -324,6 +324,15 @@ def test_events_that_are_not_understood_are_written_all_the_same(duo, collector)
     assert (again.status, again.stdout) == (0, "")
 
 
+def test_a_wrong_byte_keeps_no_event_back(duo, collector):
+    event = b'{"txid": "%d", "isotimestamp": "2026-01-01T00:00:00+00:00", "name": "M\xfcller \xed\xa0\x80 \xe2\x82\xac"}'
+    page = b'{"stat": "OK", "response": {"metadata": {}, "authlogs": [%s, %s]}}' % (event % 1, event % 2)
+    duo.inject("authentication", (200, {"Content-Type": "application/json"}, page))
+    result = collector.once("--log-types", "authentication")
+    assert (result.status, [event["txid"] for event in result.events]) == (0, ["1", "2"]), result.stderr
+    assert all(re.fullmatch("M\ufffdller \ufffd+ \u20ac", event["name"]) for event in result.events)
+
+
 def test_a_seed_older_than_duo_keeps_starts_at_the_oldest_with_one_warning(duo, collector):
     for log_type in LOG_TYPES:
         start = now_ms() - 181 * DAY

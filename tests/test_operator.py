@@ -451,9 +451,11 @@ def test_a_metrics_file_in_the_working_directory(duo, collector, tmp_path):
     assert (tmp_path / "duo.prom").read_text()
 
 
-@pytest.mark.parametrize("path, named", [("/nowhere/duo.prom", "/nowhere/"), ("there", "pip install prometheus_client"),
+@pytest.mark.parametrize("path, named", [("/nowhere/duo.prom", "/nowhere/"), ("checkpoints", "another path"), ("there", "pip install prometheus_client"),
                                          ("folder", "folder")])
 def test_metrics_that_can_never_be_written_are_78(duo, collector, path, named, tmp_path):
+    if path == "checkpoints":
+        path = str(collector.checkpoint_file)
     if path == "there":
         before(collector, "sys.modules['prometheus_client'] = None")
     path = {"there": tmp_path / "duo.prom", "folder": tmp_path}.get(path, path)
