@@ -221,6 +221,14 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], now_m
             found = f"is {one_line(repr(text))}" if text else "is not set" if given is None else "is empty"
             raise CollectorError(f"{label} {found}: {wrong}", status) from None
 
+    def asked(option: str, parse: Callable[[str], T]) -> T | None:
+        """What an option says that has neither a variable nor a default."""
+        return setting("", "", parse, option) if getattr(options, option[2:].replace("-", "_")) is not None else None
+
+    def when(text: str) -> str:
+        parse_when(text, now_ms)
+        return text
+
     setting("REQUESTS_CA_BUNDLE", "", parse_bundle)
     beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "checkpoints.json")
     online = not options.status  # --status makes no request, so it needs no host and no keys
@@ -233,9 +241,9 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], now_m
         log_types=setting("DUO_LOG_TYPES", DEFAULT_LOG_TYPES, parse_log_types, "--log-types"),
         checkpoint_file=setting("DUO_CHECKPOINT_FILE", beside, parse_path, "--checkpoint-file"),
         seeds={row: setting(row.since_key, str(SEED_MS // row.unit_ms), row.parse_since) for row in LOG_TYPES.values()},
-        since=None if options.since is None else setting("", "", lambda text: checked_when(text, now_ms), "--since"),
-        until=None if options.until is None else setting("", "", lambda text: checked_when(text, now_ms), "--until"),
-        max_lag_ms=None if options.max_lag is None else setting("", "", parse_age, "--max-lag"),
+        since=asked("--since", when),
+        until=asked("--until", when),
+        max_lag_ms=asked("--max-lag", parse_age),
         interval_s=setting("DUO_INTERVAL", "300", number("seconds", 0.01, 86_400), "--interval"),
         requests_per_minute=setting("DUO_REQUESTS_PER_MINUTE", "50", number("requests", 1, 1_000_000)),
         lookback_ms=int(setting("DUO_LOOKBACK", "300", number("seconds", 0, 86_400)) * 1000),
@@ -365,12 +373,6 @@ def parse_when(text: str, now_ms: int) -> int:
     if when_ms > now_ms:
         raise ValueError(f"that is {duration(when_ms - now_ms)} ahead of now")
     return max(int(when_ms), 10**12)  # 2001, before Duo was; an earlier time has too few digits for the file
-
-
-def checked_when(text: str, now_ms: int) -> str:
-    """A time as it was given, if it can be read. Raises ValueError."""
-    parse_when(text, now_ms)
-    return text
 
 
 def parse_iso(text: str) -> float | None:
