@@ -8,6 +8,8 @@ from collections import Counter
 import pytest
 from duo_simulator import LOG_TYPES, make_events
 
+import duo_collector
+
 V2 = ("authentication", "activity", "telephony")
 V1 = ("administrator", "offline_enrollment")
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -183,6 +185,11 @@ def test_a_hole_that_duo_counts_is_named(duo, collector):
     assert (result.status, len(result.events)) == (0, 7)
     assert "authentication: a hole: from " in result.stderr
     assert "Duo counts 10 events, its pages held 7" in result.stderr
+
+
+def test_a_total_that_is_a_lower_bound_is_none():
+    assert duo_collector.read_total({"value": 3, "relation": "eq"}) == duo_collector.read_total({"value": 3}) == 3
+    assert duo_collector.read_total({"value": 10_000, "relation": "gte"}) is None
 
 
 @pytest.mark.parametrize("total", ["remaining", "changing"])

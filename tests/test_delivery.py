@@ -495,6 +495,21 @@ def test_full_disk_under_the_checkpoint_file_is_74_and_leaves_it_whole(duo, coll
     assert sorted(path.name for path in folder.iterdir() if "kept" in path.name) == [".kept.json.lock", "kept.json"]
 
 
+def test_full_disk_for_what_only_people_need_is_no_reason_to_stop(duo, collector, small_disk):
+    file = small_disk / "kept.json"
+    collector.environ["DUO_CHECKPOINT_FILE"] = str(file)
+    assert collector.once(*ONLY).status == 0
+    before, duo.rules.no_permission = file.read_bytes(), True
+    with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    process = collector.start("--interval", "0.2", *ONLY)
+    wait_for(lambda: [request.status for request in duo.requests].count(403) >= 3, "three refused passes")
+    process.send_signal(signal.SIGTERM)
+    assert finish(process).status == 0
+    assert file.read_bytes() == before
+
+
 def test_checkpoint_file_is_never_seen_missing_or_half_and_never_goes_back(duo, collector, small_pages):
     small_pages(25)
     fill(duo, collector, 1000, "telephony")
