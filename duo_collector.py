@@ -54,6 +54,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar
 from urllib.parse import quote, urlsplit
 
+if sys.version_info < (3, 9):  # noqa: UP036
+    sys.exit(f"duo_collector.py needs Python 3.9 or newer; this is {sys.version.split()[0]}")
 if TYPE_CHECKING:  # at run time it is imported where it is needed: it takes longer than all of --status
     import requests
 
@@ -327,7 +329,7 @@ def parse_metrics_file(text: str) -> str | None:
     if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise ValueError("write the path of a file, in a folder that may be written to")
     if importlib.util.find_spec("prometheus_client") is None:
-        raise ValueError("that needs one package more: pip install prometheus_client")
+        raise ValueError("that needs one package more: .venv/bin/pip install prometheus_client")
     return path
 
 
@@ -569,9 +571,12 @@ UNREACHABLE = {  # by the name of an exception of requests, urllib3 or Python: w
     "LocationParseError": "an address that cannot be read: look at HTTPS_PROXY",
     "InvalidProxyURL": "the address of the proxy cannot be read: look at HTTPS_PROXY",
     "ProxyError": "the proxy refuses, or is not there ({said}): look at HTTPS_PROXY and NO_PROXY",
-    "gaierror": "the name does not resolve ({said}): look at DUO_API_HOST, and at DNS",
+    "gaierror": "the name does not resolve ({said}): look at DUO_API_HOST, DNS, and for a missing HTTPS_PROXY",
     "SSLCertVerificationError": "its certificate is not trusted ({said}): look at DUO_API_HOST; where a proxy inspects"
     " TLS, name its CA file in REQUESTS_CA_BUNDLE",
+    "SSLError": "no TLS ({said}): look at DUO_API_HOST, HTTPS_PROXY and REQUESTS_CA_BUNDLE",
+    "ReadTimeoutError": "nothing in time ({said}): a firewall or proxy that swallows requests, or Duo is slow",
+    "ConnectionResetError": "the connection was cut ({said}): a firewall or proxy, or Duo is down",
     "ConnectTimeoutError": "no connection ({said}): a firewall or a missing HTTPS_PROXY, or Duo is down",
     "ConnectionRefusedError": "no connection ({said}): a firewall or a missing HTTPS_PROXY, or Duo is down",
 }
@@ -1586,7 +1591,8 @@ def show_status(settings: Settings, as_json: bool) -> int:
             line = f"{log_type.name:20}{iso(since_ms)}  {duration(abs(lag_ms))} {side} now"
             line += f", last success {ago(now_ms, health.last_success_ms)}"
             if health.last_error_ms:
-                line += f", last error {ago(now_ms, health.last_error_ms)}: {health.last_error}"
+                mended = ", mended since" if health.last_success_ms > health.last_error_ms else ""
+                line += f", last error {ago(now_ms, health.last_error_ms)}{mended}: {health.last_error}"
             output.write([line + "\n"])
     if as_json:
         output.write([json.dumps(document) + "\n"])
@@ -1658,6 +1664,9 @@ def start_at(run: Run, since: str, until: str | None) -> None:
             span, key = f"{iso(passed_ms)} to {iso(start.since_ms)}", f"{row.since_key} in {run.checkpoints.path}"
             log.warning("%s: --since passes over %s; to collect that set %s back", row.name, span, key)
         run.checkpoints.positions[row] = start
+        if not run.is_replay and row.since_key not in run.checkpoints.document:
+            with run.checkpoints.moving(row, start):  # or a first pass that fails leaves the next one to the seeds
+                pass
 
 
 def stop_on_signals(output: Output, status: int) -> threading.Event:
@@ -1680,8 +1689,11 @@ def stop_on_signals(output: Output, status: int) -> threading.Event:
         stop.set()
         time.sleep(GRACE_S)
         with contextlib.suppress(OSError):
-            if output.unsaved and select.select([], [2], [], 0)[1]:  # not where the main thread is stuck in its log
-                log.error("stdout is not being read; the checkpoint stays before the page that was being written")
+            if select.select([], [2], [], 0)[1]:  # not where the main thread is stuck in its log
+                if output.unsaved:
+                    log.error("stdout is not being read; the checkpoint stays before the page that was being written")
+                else:
+                    log.info("stopped by a signal in the middle of a request; nothing of it was written")
         os._exit(74 if output.unsaved else status)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -1709,10 +1721,10 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     say("--once", action="store_true", help="one pass until caught up, then exit (for cron, a timer, a shell)")
     say("--interval", metavar="SECONDS", help="pause between two passes (DUO_INTERVAL, or 300)")
     say("--log-types", metavar="LIST", help=f"of {', '.join(LOG_TYPES)} (DUO_LOG_TYPES, or the first three)")
-    say("--since", metavar="WHEN", help="start here, not at the checkpoint: 2026-11-01T08:00Z, 2026-11-01, 24h, now")
+    say("--since", metavar="WHEN", help="start here, not at the checkpoint (UTC): 2026-11-01, 2026-11-01T08:00Z, 24h")
     say("--until", metavar="WHEN", help="with --since: print what lies between, and leave the checkpoint alone")
     say("--env-file", metavar="PATH", help="settings file (.env beside the script)")
-    say("--checkpoint-file", metavar="PATH", help="(DUO_CHECKPOINT_FILE, or checkpoints.json beside the script)")
+    say("--checkpoint-file", metavar="PATH", help="its state (DUO_CHECKPOINT_FILE, or checkpoints.json beside it)")
     say = parser.add_mutually_exclusive_group().add_argument
     say("--check", action="store_true", help="ask Duo once for each log type, and say ok or what to fix")
     say("--status", action="store_true", help="say where each log type has got to, without a request")

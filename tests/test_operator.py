@@ -579,7 +579,7 @@ def test_what_keeps_duo_out_of_reach_is_told_apart(duo, collector, tmp_path):
             "500": check_line(collector),
         }
     says = {
-        "the name does not resolve": {"name"}, "look at DUO_API_HOST, and at DNS": {"name"},
+        "the name does not resolve": {"name"}, "look at DUO_API_HOST, DNS, and": {"name"},
         "the proxy refuses": {"proxy", "407"}, "look at HTTPS_PROXY": {"proxy", "407"}, "407 Proxy Auth": {"407"},
         "its certificate is not trusted": {"certificate"}, "in REQUESTS_CA_BUNDLE": {"certificate"},
         "Duo is down": {"refused"}, "Connection refused": {"proxy", "refused"},

@@ -6,6 +6,9 @@ VENV=${VENV:-.venv}
 install() {
     stamp=$VENV/.installed-$1
     shift
+    is_new='import sys; sys.exit(sys.version_info < (3, 9))'
+    "${PYTHON:-python3}" -c "$is_new" || { echo "this needs Python 3.9 or newer: PYTHON=python3.11 $0" >&2; exit 1; }
+    [ ! -x "$VENV/bin/python" ] || "$VENV/bin/python" -c "$is_new" || rm -rf "$VENV"
     if [ ! -x "$VENV/bin/python" ]; then
         rm -rf "$VENV"
         "${PYTHON:-python3}" -m venv "$VENV" || { rm -rf "$VENV"; exit 1; }
