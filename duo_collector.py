@@ -566,10 +566,9 @@ def deadline(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-UNREACHABLE = {  # by the name of an exception of requests, urllib3 or Python: what it means, and what to do
-    "InvalidURL": "an address that cannot be read: look at HTTPS_PROXY",
-    "LocationParseError": "an address that cannot be read: look at HTTPS_PROXY",
-    "InvalidProxyURL": "the address of the proxy cannot be read: look at HTTPS_PROXY",
+NO_CONNECTION = "no connection ({said}): a firewall or a missing HTTPS_PROXY, or Duo is down"
+UNREACHABLE = {  # by the class of an exception of requests, urllib3 or Python: what it means, and what to do
+    "InvalidURL": "an address that cannot be read: look at HTTPS_PROXY",  # its text may hold a password
     "ProxyError": "the proxy refuses, or is not there ({said}): look at HTTPS_PROXY and NO_PROXY",
     "gaierror": "the name does not resolve ({said}): look at DUO_API_HOST, DNS, and for a missing HTTPS_PROXY",
     "SSLCertVerificationError": "its certificate is not trusted ({said}): look at DUO_API_HOST; where a proxy inspects"
@@ -577,8 +576,8 @@ UNREACHABLE = {  # by the name of an exception of requests, urllib3 or Python: w
     "SSLError": "no TLS ({said}): look at DUO_API_HOST, HTTPS_PROXY and REQUESTS_CA_BUNDLE",
     "ReadTimeoutError": "nothing in time ({said}): a firewall or proxy that swallows requests, or Duo is slow",
     "ConnectionResetError": "the connection was cut ({said}): a firewall or proxy, or Duo is down",
-    "ConnectTimeoutError": "no connection ({said}): a firewall or a missing HTTPS_PROXY, or Duo is down",
-    "ConnectionRefusedError": "no connection ({said}): a firewall or a missing HTTPS_PROXY, or Duo is down",
+    "ConnectTimeoutError": NO_CONNECTION,
+    "ConnectionRefusedError": NO_CONNECTION,
 }
 
 
@@ -588,7 +587,7 @@ def why_none(error: BaseException) -> str:
     for outer in chain:
         inner = (getattr(outer, "reason", None), *outer.args, outer.__cause__)
         chain += [e for e in inner if isinstance(e, BaseException)][:1]
-    names = {type(e).__name__ for e in chain}
+    names = {kind.__name__ for e in chain for kind in type(e).__mro__}
     meaning = next((text for name, text in UNREACHABLE.items() if name in names), "{said}")
     said = next((e for e in chain[::-1] if str(e) not in ("", "timed out")), error)  # the one around that says what did
     return meaning.format(said=one_line(str(said) or type(chain[-1]).__name__))
@@ -780,14 +779,13 @@ def clock_words(duo: Duo) -> str:
 def suspect(duo: Duo, code: str) -> str:
     """Which setting it most likely is when Duo refuses the credentials, from what can be seen of it.
 
-    Duo's integration keys have 20 characters, its secret keys 40. Source: duo.com/docs/adminapi#first-steps.
+    Duo's integration keys have 20 characters and begin with DI, its secret keys have 40. Source: duo.com/docs/adminapi.
     """
     settings, length = duo.settings, len(duo.settings.secret_key)
-    if re.fullmatch("DI[A-Z0-9]{18}", settings.secret_key):
+    if re.fullmatch("DI.{18}", settings.secret_key):
         return "the secret key looks like an integration key; are the two swapped?"
-    if not re.fullmatch("DI[A-Z0-9]{18}", settings.integration_key):
-        found = len(settings.integration_key)
-        return f"DUO_INTEGRATION_KEY has {found} characters; Duo's have 20, begin with DI, and hold A-Z and 0-9 only"
+    if not re.fullmatch("DI.{18}", settings.integration_key):
+        return f"DUO_INTEGRATION_KEY has {len(settings.integration_key)} characters; Duo's have 20 and begin with DI"
     if length != 40:
         return f"the secret key has {length} characters, Duo's have 40; copy it anew, with no space before or after it"
     if abs(duo.clock_offset_s) > CLOCK_S:
@@ -916,8 +914,9 @@ class Position:
         return cls(since_ms, since_ms, {})
 
     def moved(self, since_ms: int, again_ms: int, identities: Mapping[str, int], lookback_ms: int) -> Position:
-        """The position after these were written and all up to `since_ms` was read, which is to be read again from
-        `again_ms` on, and the lookback in any case.
+        """The position after these were written and all was read up to `since_ms`, if only `again_ms` on good evidence.
+
+        From there, or from the lookback if that is earlier, the next window reads again.
         """
         since_ms = max(self.since_ms, since_ms)
         start_ms = max(self.start_ms, min(again_ms, since_ms - lookback_ms))
@@ -1007,7 +1006,7 @@ class Checkpoints:
         self.positions[log_type] = position
 
     def save(self) -> None:
-        """Keep what has changed of the health; no reason to stop if that fails."""
+        """Keep what has changed of the health, if that can be done: it is no reason to stop."""
         if any(health != Health.read(self.document, log_type) for log_type, health in self.health.items()):
             with contextlib.suppress(CollectorError), self.saving(self.document):
                 pass
@@ -1424,7 +1423,7 @@ def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Tally
                 pace.limited(sent)
             else:
                 pace.failed(now)
-            last_try = failing.setdefault(type(problem), sent) + problem.patience_s
+            last_try = failing.setdefault(type(problem), sent) + max(problem.patience_s, pace.shortest)
             pace.due = max(pace.due, now + problem.retry_after_s)
             if now >= last_try or now + problem.retry_after_s > last_try:
                 raise GaveUp(why) from None

@@ -332,6 +332,13 @@ def test_events_that_are_not_understood_are_written_all_the_same(duo, collector)
     assert (again.status, again.stdout) == (0, "")
 
 
+def test_an_event_that_a_page_holds_twice_is_written_once(duo, collector):
+    event = '{"txid": "twin", "isotimestamp": "2026-01-01T00:00:00+00:00"}'
+    page = '{"stat": "OK", "response": {"metadata": {}, "authlogs": [%s, %s]}}' % (event, event)
+    duo.inject("authentication", (200, {"Content-Type": "application/json"}, page.encode()))
+    assert len(collector.once("--log-types", "authentication").events) == 1
+
+
 def test_a_wrong_byte_keeps_no_event_back(duo, collector):
     event = b'{"txid": "%d", "isotimestamp": "2026-01-01T00:00:00+00:00", "name": "M\xfcller \xed\xa0\x80 \xe2\x82\xac"}'
     page = b'{"stat": "OK", "response": {"metadata": {}, "authlogs": [%s, %s]}}' % (event % 1, event % 2)

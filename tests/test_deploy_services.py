@@ -336,6 +336,10 @@ def test_exit_statuses_of_a_pass(machine):
         machine.run("systemctl", "start", "duo-collector-once@refused.timer")
         machine.tenant("refused", duos["refused"])
         wait_for_all(machine, "refused", duos["refused"])
+        journal = "journalctl", "--output=cat", "--unit=duo-collector-once@refused"
+        wait_for(lambda: "INFO telephony" in machine.run(*journal).stdout, "message of a good pass")
+        severe = machine.run(*journal, "--priority=warning").stdout
+        assert "ERROR telephony: 0 events" in severe and "INFO" not in severe
 
 
 @contextlib.contextmanager

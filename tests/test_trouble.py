@@ -501,6 +501,19 @@ def test_nothing_secret_is_said(duo, collector):
         assert "Traceback" not in result.stderr
 
 
+def test_what_is_cut_short_is_masked_before():
+    assert "ZZZZ" not in duo_collector.one_line("x " * 140 + "Z" * 40)
+
+
+@pytest.mark.slow
+def test_failures_at_a_request_a_minute_keep_to_it(duo, collector):
+    duo.inject("telephony", *["error_500"] * 9)
+    result = collector.once("--log-types", "telephony", environ={"DUO_REQUESTS_PER_MINUTE": "1"}, timeout=90)
+    times = [request.monotonic for request in duo.requests]
+    assert result.status == 75
+    assert len(times) == 2 and times[1] - times[0] >= 60
+
+
 def test_a_key_that_duo_repeats_is_not(duo, collector):
     duo.skey = collector.environ["DUO_SECRET_KEY"] = "Zq8-" * 9 + "Zq8"
     body = {"code": 40103, "message": f"No: {duo.skey}", "stat": "FAIL"}
