@@ -505,13 +505,23 @@ def test_what_is_cut_short_is_masked_before():
     assert "ZZZZ" not in duo_collector.one_line("x " * 140 + "Z" * 40)
 
 
-@pytest.mark.slow
-def test_failures_at_a_request_a_minute_keep_to_it(duo, collector):
-    duo.inject("telephony", *["error_500"] * 9)
-    result = collector.once("--log-types", "telephony", environ={"DUO_REQUESTS_PER_MINUTE": "1"}, timeout=90)
-    times = [request.monotonic for request in duo.requests]
-    assert result.status == 75
-    assert len(times) == 2 and times[1] - times[0] >= 60
+@pytest.mark.parametrize(("per_minute", "tries"), [(1, 2), (3, 2), (60, 4)])
+def test_failures_keep_to_the_ceiling_and_are_tried_again(monkeypatch, per_minute, tries):
+    """In simulated time."""
+    clock, times = [0.0], []
+    monkeypatch.setattr(duo_collector, "request_page", raising(duo_collector.Failed("500")))
+    log_type = duo_collector.LOG_TYPES["telephony"]
+    checkpoints = duo_collector.Checkpoints(None, {log_type: duo_collector.SEED_MS})
+    paces = {log_type: duo_collector.Pace(per_minute)}
+    run = duo_collector.Run(None, None, checkpoints, None, paces, None, None, clock=lambda: clock[0])
+    tally = duo_collector.Tally()
+    turns = duo_collector.ask(run, log_type, {}, tally)
+    with pytest.raises(duo_collector.GaveUp):
+        while True:
+            clock[0] = max(clock[0], next(turns))
+            times.append(clock[0])
+    times = times[: tally.requests]
+    assert len(times) >= tries and all(after - before >= 60 / per_minute for before, after in zip(times, times[1:])), times
 
 
 def test_a_key_that_duo_repeats_is_not(duo, collector):
