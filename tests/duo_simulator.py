@@ -26,6 +26,7 @@ import hashlib
 import hmac
 import http
 import http.server
+import ipaddress
 import itertools
 import json
 import math
@@ -119,8 +120,15 @@ SIGNATURES = {      # name: signature version and digest, as duo_client numbers 
     "v2-sha1": (2, hashlib.sha1),
 }
 CHECKS = ("signature", "date", "permission", "rate", "parameters")
-FAULT_KINDS = ("reset", "cut", "truncated", "not_json", "html_502", "empty_200", "error_500",
-               "error_503", "stat_fail", "error_429", "stall", "clock_401")
+COMMON_FAULTS = ("reset", "cut", "truncated", "not_json", "html_502", "empty_200", "error_500",
+                 "error_503", "stat_fail", "error_429", "stall")
+# Those that are in the mix only when asked for. clock_401 was an outage that Duo once had; no_metadata and
+# no_cursor leave that out of a good answer; nan and deep put into the first event what is no JSON, or more
+# levels than a parser takes.
+FAULT_KINDS = COMMON_FAULTS + ("clock_401", "no_metadata", "no_cursor", "nan", "deep")
+SPOILT_MEMBERS = {"nan": b'"score":NaN,', "deep": b'"deep":%s%s,' % (b"[" * 100_000, b"]" * 100_000)}
+ACCOUNT_LIST = "/accounts/v1/account/list"
+CROSS_DEPLOYMENT = "Cross-deployment Admin API usage through Accounts API is currently not available"
 
 
 def _one_of(*choices: Optional[str]) -> Any:
@@ -150,6 +158,7 @@ class Rules:
     cursor: str = _one_of("last", "next")   # names the last event given, or the first to come
     last_cursor: str = _one_of("present", "null", "missing")    # on a v2 log's last page of events
     cursor_lifetime: Optional[float] = None     # s after which a cursor is refused; None: never
+    cursor_pages: Optional[int] = None  # pages of a walk after which its cursor is refused; None: never
     cursor_window: str = _one_of("free", "same")    # may mintime and maxtime change beside a cursor
     auth_cursor: str = _one_of("list", "string")    # the form in which authentication gives it
     trust_cursor: str = _one_of("string", "int")    # the form in which trust monitor gives it
@@ -172,6 +181,8 @@ class Rules:
     no_permission: bool = False         # 403 for every log
     missing: Dict[str, int] = _some_of(LOG_TYPES, lambda _: {})     # log type: 403, 404 or 400
     code_as_string: bool = False        # `code` of an error as a JSON string
+    date_code: int = _one_of(40105, 40104)      # of the answer to a date that is off, or missing
+    date_message: str = "Bad request timestamp"     # its text
     rate_limit: Optional[int] = None    # let through per window, 1 or more; None: all
     rate_window_s: float = 60.0
     rate_shape: str = _one_of("sliding", "fixed", "bucket")
@@ -180,11 +191,22 @@ class Rules:
     retry_after: Optional[str] = _one_of(None, "seconds", "date")   # form of Retry-After on a 429
 
     # Trouble
+    date_offset: float = 0.0            # s by which a proxy's Date is off Duo's; Duo goes by its own
     latency_s: float = 0.0              # s before every answer
+    bytes_per_s: Optional[float] = None     # of the body, on a slow link; None: at once
     fault_rate: float = 0.0             # share of requests, 0 to 1, that meet one of fault_kinds
-    # clock_401 was an outage that Duo once had; it is in the mix only when asked for.
-    fault_kinds: Tuple[str, ...] = _some_of(FAULT_KINDS, lambda kinds: kinds[:-1])
+    fault_kinds: Tuple[str, ...] = _some_of(FAULT_KINDS, lambda _: COMMON_FAULTS)
     stall_s: float = 5.0                # s of silence before the answer when the fault is "stall"
+
+    # The Accounts API, through which a parent reads its children's logs
+    application: str = _one_of("admin", "accounts")     # what the keys are for
+    accounts_code: int = _one_of(40301, 40102)  # a list of accounts, asked for with an "admin" key
+    parent_log_code: int = _one_of(40301, 40102)    # a log of the parent's own, with an "accounts" key
+    no_account_code: int = _one_of(40102, 40301)    # a child's log, asked for without account_id
+    account_code: int = _one_of(40301, 40102, 40401, 40002)     # with one that is not the child's
+    deployment: str = _one_of("same", "other")      # of a child, as its parent's or not
+    deployment_code: int = 40002        # of the refusal where it is another
+    api_hostname: str = _one_of("host", "url")  # in the list: host and port, or with http:// before it
     seed: int = 0                       # of all that is random; read when the simulator is made
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -228,13 +250,15 @@ class Request(NamedTuple):
 class Refusal(Exception):
     """Duo says no, with a code whose first three digits are the HTTP status."""
 
-    def __init__(self, code: int, detail: Optional[str] = None, wait_s: Optional[float] = None):
+    def __init__(self, code: int, detail: Optional[str] = None, wait_s: Optional[float] = None,
+                 message: Optional[str] = None):
         super().__init__(code, detail)
         self.code, self.detail, self.wait_s = code, detail, wait_s
+        self.message = message or ERRORS[code]
 
     def body(self, rules: Rules) -> bytes:
         code = str(self.code) if rules.code_as_string else self.code
-        content = {"code": code, "message": ERRORS[self.code], "stat": "FAIL"}
+        content = {"code": code, "message": self.message, "stat": "FAIL"}
         if self.detail is not None:
             content["message_detail"] = self.detail
         return json.dumps(content).encode()
@@ -257,6 +281,18 @@ class Row(NamedTuple):
     body: bytes         # the JSON text, made once: a page is joined, not encoded
 
 
+class Stall(NamedTuple):
+    """Duo's log pipeline stands still while the API answers: a share of the events of this time is shown at its end."""
+
+    start_ms: int
+    end_ms: int
+    share: float
+    random: random.Random
+
+    def holds(self, row: Row) -> bool:
+        return self.start_ms <= row.time_us // 1000 < self.end_ms and self.random.random() < self.share
+
+
 class EventStore:
     """The events of one log type in the order of time, sliced by bisection."""
 
@@ -265,17 +301,38 @@ class EventStore:
         self.lock = threading.Lock()
         self.rows: List[Row] = []
         self.unpublished: List[Tuple[int, Row]] = []    # in the order of the ms of publication
+        self.stalls: List[Stall] = []
         self.numbers = itertools.count()
 
     def add(self, events: Iterable[Any], published_ms: Optional[int],
             at_ms: Optional[int]) -> None:
         rows = [self._row(event, at_ms) for event in events]
         with self.lock:
+            if published_ms is not None:
+                self.unpublished += [(published_ms, row) for row in rows]
+            elif self.stalls:
+                rows = self._hold(rows)
             if published_ms is None:
                 self._insert(rows)
+            self.unpublished.sort()
+
+    def stall(self, stall: "Stall") -> None:
+        """Hold back what is there of this time, and what is added later."""
+        with self.lock:
+            self.stalls.append(stall)
+            self.rows = self._hold(self.rows)
+            self.unpublished.sort()
+
+    def _hold(self, rows: List[Row]) -> List[Row]:
+        """Those of the rows that no stall holds back; the others are shown when the last of theirs ends."""
+        shown = []
+        for row in rows:
+            ends = [stall.end_ms for stall in self.stalls if stall.holds(row)]
+            if ends:
+                self.unpublished.append((max(ends), row))
             else:
-                self.unpublished += [(published_ms, row) for row in rows]
-                self.unpublished.sort()
+                shown.append(row)
+        return shown
 
     def publish(self, now_ms: int) -> None:
         """Show the late events whose moment has come. The caller holds the lock."""
@@ -406,10 +463,12 @@ class RateLimiter:
 class Call:
     """A request to a log endpoint while it is checked and answered."""
 
-    name: str
+    name: str                       # of the log type; empty for another endpoint
+    method: str
     path: str
     params: Dict[str, List[str]]
     headers: Any
+    body: str
     date: Optional[str]             # as signed
     now_ms: int                     # on Duo's clock
     mintime: int = 0                # in the endpoint's unit, as is maxtime
@@ -417,6 +476,7 @@ class Call:
     limit: int = 0
     descending: bool = False
     cursor: Optional[str] = None    # "ms,id", or a number for trust_cursor "int"
+    pages: int = 0                  # of this walk that were given before
 
     @property
     def log(self) -> LogType:
@@ -456,33 +516,66 @@ def _refuse_old(call: Call) -> None:
 class Endpoints:
     """What Duo answers, without the sockets and the faults of Simulator."""
 
-    def __init__(self, rules: Rules, ikey: str, skey: str) -> None:
+    def __init__(self, rules: Rules, ikey: str, skey: str, wall: Callable[[], float] = time.time,
+                 monotonic: Callable[[], float] = time.monotonic) -> None:
         self.rules, self.ikey, self.skey = rules, ikey, skey
+        self.wall, self.monotonic = wall, monotonic     # s; others than the real ones for virtual time
+        self.parent: Optional[Endpoints] = None         # of a child account
+        self.account = {"account_id": "", "api_hostname": "", "name": ""}   # a child's, as it is listed
+        self.children: List[Endpoints] = []
         self._stores = {name: EventStore(log) for name, log in LOG_TYPES.items()}
         self._limiter = RateLimiter()
-        # (log type, cursor): when it was given (s, monotonic), and the window that it belongs to
-        self._issued: Dict[Tuple[str, str], Tuple[float, int, int]] = {}
+        # (log type, cursor): when it was given (s, monotonic), after how many pages, and the window
+        # that it belongs to
+        self._issued: Dict[Tuple[str, str], Tuple[float, int, int, int]] = {}
         self._random = random.Random(rules.seed)
 
     def now_ms(self) -> int:
         """Duo's clock, in ms since 1970."""
-        return int((time.time() + self.rules.clock_offset) * 1000)
+        return int((self.wall() + self.rules.clock_offset) * 1000)
 
-    def _answer(self, method: str, path: str, params: Dict[str, List[str]], headers: Any) -> Answer:
+    def date(self) -> str:
+        """The Date header of an answer."""
+        return _http_date(self.now_ms() + int(self.rules.date_offset * 1000))
+
+    def _answer(self, method: str, path: str, params: Dict[str, List[str]], headers: Any,
+                body: bytes = b"") -> Answer:
         now_ms = self.now_ms()
         try:
-            if path not in PATHS and path != "/auth/v2/ping":
-                raise Refusal(40401)
-            if method != "GET":
-                raise Refusal(40501)
-            if path == "/auth/v2/ping":     # the one call without a signature, to learn Duo's time
+            if path == "/auth/v2/ping" and method == "GET":     # not signed: to learn Duo's time
                 return _ok(b'{"time":%d}' % (now_ms // 1000))
-            call = Call(PATHS[path], path, params, headers, _signed_date(headers), now_ms)
+            if path not in (*PATHS, "/auth/v2/ping", ACCOUNT_LIST):
+                raise Refusal(40401)
+            if method != ("POST" if path == ACCOUNT_LIST else "GET"):
+                raise Refusal(40501)
+            call = Call(PATHS.get(path, ""), method, path, params, headers, body.decode(errors="replace"),
+                        _signed_date(headers), now_ms)
+            if path == ACCOUNT_LIST:
+                return self._account_list(call)
             for check in self.rules.check_order:
                 getattr(self, "_check_" + check)(call)
             return self._v1_page(call) if call.log.cursor is None else self._page(call)
         except Refusal as refusal:
             return refusal.answer(self.rules, now_ms)
+
+    def _account_list(self, call: Call) -> Answer:
+        self._check_signature(call)
+        self._check_date(call)
+        if self.rules.application != "accounts":
+            raise Refusal(self.rules.accounts_code)
+        return _ok(_compact([child.account for child in self.children]).encode())
+
+    def _check_account(self, call: Call) -> None:
+        """May these keys read this account's logs? A parent's may, if they name the child."""
+        if self.rules.application == "accounts":
+            raise Refusal(self.rules.parent_log_code)
+        if self.parent is None:
+            return
+        account_id = call.first("account_id")
+        if account_id != self.account["account_id"]:
+            raise Refusal(self.rules.no_account_code if account_id is None else self.rules.account_code)
+        if self.rules.deployment == "other":
+            raise Refusal(self.rules.deployment_code, message=CROSS_DEPLOYMENT)
 
     def _check_signature(self, call: Call) -> None:
         scheme, _, encoded = call.headers.get("Authorization", "").partition(" ")
@@ -496,6 +589,10 @@ class Endpoints:
             raise Refusal(40102)
         if not call.date:
             raise Refusal(40104)
+        form = call.headers.get("Content-Type", "").startswith("application/x-www-form-urlencoded")
+        if form:    # parameters as the two older signature versions send them
+            call.params.update(urllib.parse.parse_qs(call.body, keep_blank_values=True))
+            call.body = ""
         for name, (version, digest) in SIGNATURES.items():
             if hmac.compare_digest(self._signature(call, version, digest), given.encode()):
                 if name not in self.rules.signatures:
@@ -510,21 +607,25 @@ class Endpoints:
         extra = {name: value for name, value in call.headers.items()
                  if name.lower().startswith("x-duo-")}
         signed = duo_client.client.sign(
-            self.ikey, self.skey, "GET", host, call.path, call.date, version, call.params,
-            body="", digestmod=digest, additional_headers=extra)
+            self.ikey, self.skey, call.method, host, call.path, call.date, version, call.params,
+            body=call.body, digestmod=digest, additional_headers=extra)
         return base64.b64decode(signed.split(" ")[1]).partition(b":")[2]
 
     def _check_date(self, call: Call) -> None:
         try:
             moment = email.utils.parsedate_to_datetime(call.date or "")
         except (TypeError, ValueError, IndexError, OverflowError):
-            raise Refusal(40105 if call.date else 40104) from None
+            raise self._date_refusal() if call.date else Refusal(40104) from None
         if moment.tzinfo is None:           # "-0000", which Duo's client sends, is UTC
             moment = moment.replace(tzinfo=timezone.utc)
         if abs(moment.timestamp() - call.now_ms / 1000) > self.rules.skew_s:
-            raise Refusal(40105)
+            raise self._date_refusal()
+
+    def _date_refusal(self) -> Refusal:
+        return Refusal(self.rules.date_code, message=self.rules.date_message)
 
     def _check_permission(self, call: Call) -> None:
+        self._check_account(call)
         if self.rules.no_permission:
             raise Refusal(40301)
         status = self.rules.missing.get(call.name)
@@ -533,7 +634,7 @@ class Endpoints:
 
     def _check_rate(self, call: Call) -> None:
         key = call.name if self.rules.rate_scope == "endpoint" else "account"
-        wait_s = self._limiter.wait_s(key, time.monotonic(), self.rules)
+        wait_s = self._limiter.wait_s(key, self.monotonic(), self.rules)
         if wait_s:
             raise Refusal(42901, wait_s=wait_s)
 
@@ -590,11 +691,14 @@ class Endpoints:
         number = not call.log.v2 and self.rules.trust_cursor == "int"
         if not re.fullmatch(r"[0-9]{1,9}" if number else r"(?s)[0-9]{13},.*", cursor):
             raise Refusal(40002, call.log.cursor)
-        never = (-math.inf, call.mintime, call.maxtime)
-        issued, *window = self._issued.get((call.name, cursor), never)
-        lifetime = self.rules.cursor_lifetime
-        if lifetime is not None and time.monotonic() - issued > lifetime:
+        never = (-math.inf, 0, call.mintime, call.maxtime)
+        issued, pages, *window = self._issued.get((call.name, cursor), never)
+        lifetime, most = self.rules.cursor_lifetime, self.rules.cursor_pages
+        if lifetime is not None and self.monotonic() - issued > lifetime:
             raise Refusal(40002, call.log.cursor)
+        if most is not None and pages >= most:
+            raise Refusal(40002, call.log.cursor)
+        call.pages = pages
         if self.rules.cursor_window == "same" and window != [call.mintime, call.maxtime]:
             raise Refusal(40002, call.log.cursor)
         return cursor
@@ -663,7 +767,7 @@ class Endpoints:
         cursor: Any = ",".join(pair)
         if not call.log.v2 and self.rules.trust_cursor == "int":
             cursor = done
-        self._issued[call.name, str(cursor)] = (time.monotonic(), call.mintime, call.maxtime)
+        self._issued[call.name, str(cursor)] = (self.monotonic(), call.pages + 1, call.mintime, call.maxtime)
         as_list = call.name == "authentication" and self.rules.auth_cursor == "list"
         return {"next_offset": pair if as_list else cursor}
 
@@ -716,8 +820,9 @@ class Simulator(Endpoints):
 
     def __init__(self, rules: Optional[Rules] = None, ikey: str = "DIXXXXXXXXXXXXXXXXXX",
                  skey: str = "deadbeef" * 5, host: str = "127.0.0.1", port: int = 0,
-                 tls: Optional[ssl.SSLContext] = None) -> None:
-        super().__init__(rules or Rules(), ikey, skey)
+                 tls: Optional[ssl.SSLContext] = None, wall: Callable[[], float] = time.time,
+                 monotonic: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(rules or Rules(), ikey, skey, wall, monotonic)
         self.host, self.port, self.tls = host, port, tls
         self.requests: List[Request] = []
         self.connections = 0                # TCP connections accepted so far
@@ -727,16 +832,36 @@ class Simulator(Endpoints):
         self._fault_random = random.Random(self.rules.seed)
         self._server: Optional[_Server] = None
 
+    def add_child(self, name: str, rules: Optional[Rules] = None, host: Optional[str] = None) -> "Simulator":
+        """Another account, on a host of its own, that these keys may read if they are an Accounts application's.
+
+        It starts and stops with its parent, and has the parent's port. Its events are its own.
+        """
+        number = len(self.children) + 1
+        host = host or str(ipaddress.ip_address(self.host) + number)
+        child = Simulator(rules, self.ikey, self.skey, host, self.port, self.tls, self.wall, self.monotonic)
+        child.parent = self
+        child.account.update(account_id=f"DACHILD{number:013d}", name=name)
+        self.children.append(child)
+        return child
+
     def start(self) -> "Simulator":
         """Listen. After a stop() it is the same port again, with the same events."""
         self.stopping.clear()
         self._server = _Server((self.host, self.port), self)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        for child in self.children:
+            child.port = self.port
+            child.start()
+            is_url = self.rules.api_hostname == "url"
+            child.account["api_hostname"] = child.url if is_url else f"{child.host}:{child.port}"
         return self
 
     def stop(self) -> None:
         """Stop listening and break the open connections, as a host that goes down would."""
+        for child in self.children:
+            child.stop()
         self.stopping.set()
         if self._server:
             self._server.shutdown()
@@ -757,8 +882,9 @@ class Simulator(Endpoints):
     @property
     def settings(self) -> Dict[str, str]:
         """The environment that leads the collector here."""
+        account = {"DUO_ACCOUNT_ID": self.account["account_id"]} if self.parent else {}
         return {"DUO_API_HOST": self.url, "DUO_INTEGRATION_KEY": self.ikey,
-                "DUO_SECRET_KEY": self.skey}
+                "DUO_SECRET_KEY": self.skey, **account}
 
     def add(self, log_type: str, events: Iterable[Any], published_ms: Optional[int] = None,
             at_ms: Optional[int] = None) -> None:
@@ -778,6 +904,16 @@ class Simulator(Endpoints):
         """All events of a log in the order of time, shown by now or not."""
         return [json.loads(row.body) for row in self._stores[log_type].all_rows()]
 
+    def stall(self, start_ms: int, end_ms: int, share: float = 1.0,
+              log_types: Iterable[str] = tuple(LOG_TYPES)) -> None:
+        """Show a share of the events from start_ms to before end_ms no earlier than at end_ms.
+
+        So it is when Duo's log pipeline stands still, whole or in part, while its API answers.
+        """
+        for name in log_types:
+            draw = random.Random(f"{self.rules.seed} {name} {start_ms}")
+            self._stores[name].stall(Stall(start_ms, end_ms, share, draw))
+
     def revise(self, log_type: str, event_id: str, **fields: Any) -> None:
         """Change an event that is shown already, as Duo does with trust monitor's states."""
         self._stores[log_type].revise(event_id, fields)
@@ -793,15 +929,16 @@ class Simulator(Endpoints):
                 raise ValueError(f"no such fault: {fault}")
         self._injected[log_type].extend(faults)
 
-    def respond(self, method: str, target: str, headers: Any, connection: int) -> Answer:
+    def respond(self, method: str, target: str, headers: Any, connection: int,
+                body: bytes = b"") -> Answer:
         """Answer one request, and note it."""
-        arrived = time.monotonic(), time.time()
+        arrived = self.monotonic(), self.wall()
         parts = urllib.parse.urlsplit(target)
         params: Dict[str, List[str]] = {}
         for name, value in urllib.parse.parse_qsl(parts.query, keep_blank_values=True):
             params.setdefault(name, []).append(value)
         log_type = PATHS.get(parts.path)
-        answer, fault = self._answer(method, parts.path, params, headers), None
+        answer, fault = self._answer(method, parts.path, params, headers, body), None
         if log_type is not None:
             fault = self._next_fault(log_type)
             answer = self._spoil(answer, fault)
@@ -834,11 +971,15 @@ class Simulator(Endpoints):
             return answer._replace(events=0, delivery="half")
         if fault == "truncated":
             return answer._replace(events=0, body=answer.body[:len(answer.body) // 2])
+        if fault in ("no_metadata", "no_cursor"):
+            return answer._replace(body=_without(fault, answer.body))
+        if fault in SPOILT_MEMBERS:
+            return answer._replace(body=answer.body.replace(b"[{", b"[{" + SPOILT_MEMBERS[fault], 1))
         return self._replacement(fault)
 
     def _replacement(self, fault: str) -> Answer:
         refusals = {"error_500": Refusal(50001), "error_429": Refusal(42901, wait_s=1.0),
-                    "clock_401": Refusal(40105)}
+                    "clock_401": self._date_refusal()}
         if fault in refusals:
             return refusals[fault].answer(self.rules, self.now_ms())
         status, kind, body = {
@@ -849,6 +990,15 @@ class Simulator(Endpoints):
             "error_503": (503, "text/plain", b"Service Unavailable\n"),
         }[fault]
         return Answer(status, {"Content-Type": kind}, body)
+
+
+def _without(fault: str, body: bytes) -> bytes:
+    """A page of events without its metadata, or without the cursor in it."""
+    events, found, metadata = body.rpartition(b',"metadata":')
+    if not found:
+        return body
+    kept = {name: value for name, value in json.loads(metadata[:-2]).items() if name != "next_offset"}
+    return events + (found + _compact(kept).encode() if fault == "no_cursor" else b"") + b"}}"
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -906,9 +1056,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         super().finish()
 
     def do_GET(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         simulator = self.server.simulator
-        answer = simulator.respond(self.command, self.path, self.headers, self.number)
+        answer = simulator.respond(self.command, self.path, self.headers, self.number, body)
         if answer.delay_s and simulator.stopping.wait(answer.delay_s):
             self.close_connection = True
         elif answer.delivery == "reset":
@@ -921,18 +1071,29 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
 
     def send(self, status: int, headers: Dict[str, str], body: bytes, half: bool = False) -> None:
-        """Send a response in one write; half: announce it all, send half, close."""
+        """Send a response in one write, on a slow link in many; half: announce it all, send half, close."""
         try:
             phrase = http.HTTPStatus(status).phrase
         except ValueError:
             phrase = "Unknown"
-        fields = {"Date": _http_date(self.server.simulator.now_ms()),
+        simulator = self.server.simulator
+        fields = {"Date": simulator.date(),
                   "Content-Length": str(len(body)), **headers}
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         if half:
             body = body[:len(body) // 2]
             self.close_connection = True
-        self.wfile.write(f"HTTP/1.1 {status} {phrase}\r\n{head}\r\n".encode("latin-1") + body)
+        opening, speed = f"HTTP/1.1 {status} {phrase}\r\n{head}\r\n".encode("latin-1"), simulator.rules.bytes_per_s
+        if speed is None:
+            self.wfile.write(opening + body)
+            return
+        self.wfile.write(opening)
+        piece = max(1, int(speed / 10))
+        for first in range(0, len(body), piece):
+            self.wfile.write(body[first:first + piece])
+            if simulator.stopping.wait(piece / speed):
+                self.close_connection = True
+                return
 
     def reset(self) -> None:
         """Close so that the peer sees a reset and not the end of a stream."""
@@ -1149,8 +1310,8 @@ def _setting(text: str) -> Tuple[str, Any]:
 def _typed(field: dataclasses.Field, default: Any, value: str) -> Any:
     if default is None and value.lower() == "none":
         return None
-    if "choices" in field.metadata:
-        return value
+    if isinstance(default, str) or "choices" in field.metadata:
+        return int(value) if isinstance(default, int) else value
     if field.name == "missing":
         return {log_type: int(status) for log_type, status in
                 (pair.split(":") for pair in value.split(",") if pair)}
@@ -1158,7 +1319,17 @@ def _typed(field: dataclasses.Field, default: Any, value: str) -> Any:
         return tuple(part for part in value.split(",") if part)
     if isinstance(default, bool):
         return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
-    return int(value) if field.name in ("rate_limit", "v1_limit", "seed") else float(value)
+    whole = ("rate_limit", "v1_limit", "seed", "cursor_pages", "deployment_code")
+    return int(value) if field.name in whole else float(value)
+
+
+def _stall(text: str) -> Tuple[float, float, float, Tuple[str, ...]]:
+    """Hours, hours, share and log types from FROM:TO[:SHARE[:LOG_TYPE,...]]."""
+    start, end, share, names = (*text.split(":"), *("", "1", "")[text.count(":"):])
+    chosen = tuple(names.split(",") if names else LOG_TYPES)
+    if set(chosen) - set(LOG_TYPES):
+        raise argparse.ArgumentTypeError(f"no such log type in {names}")
+    return float(start), float(end), float(share), chosen
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -1181,6 +1352,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hours", type=float, default=24.0, metavar="H",
                         help="spread over the last H hours (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the events and of all chance")
+    parser.add_argument("--stall", type=_stall, action="append", default=[], metavar="FROM:TO[:SHARE[:LOG,LOG]]",
+                        help="show events of the time from FROM to TO hours ago (a negative TO is to come) at its "
+                        "end only: all, or a share of them (0 to 1), of all log types or these")
+    parser.add_argument("--children", type=int, default=0, metavar="N",
+                        help="be the parent of N child accounts on 127.0.0.2, 127.0.0.3, ..., with as many events "
+                        "each; the settings are those of its Accounts API application")
     parser.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=VALUE",
                         help="change a rule; may be given several times")
     return parser
@@ -1190,7 +1367,7 @@ def _run(command: List[str], settings: Dict[str, str]) -> int:
     """Run a command to its end, passing signals on; returns its exit status."""
     with tempfile.TemporaryDirectory(prefix="duo_simulator.") as folder:
         # Nothing of the caller's own may lead elsewhere: a proxy, or the file of another secret key.
-        environment = {**os.environ, **settings, "NO_PROXY": "127.0.0.1", "DUO_SECRET_KEY_FILE": ""}
+        environment = {**os.environ, **settings, "NO_PROXY": "127.0.0.0/8", "DUO_SECRET_KEY_FILE": ""}
         if not any(word.startswith("--checkpoint-file") for word in command):
             environment.setdefault("DUO_CHECKPOINT_FILE", os.path.join(folder, "checkpoints.json"))
         try:
@@ -1205,6 +1382,25 @@ def _run(command: List[str], settings: Dict[str, str]) -> int:
         return status if status >= 0 else 128 - status
 
 
+def _simulator(options: argparse.Namespace) -> Simulator:
+    """What the command line asks for, with its events: one account, or a parent and its children."""
+    rules = Rules(**{"seed": options.seed, **dict(options.set)})
+    if not options.children:
+        tenants = [simulator := Simulator(rules, port=options.port)]
+    else:
+        simulator = Simulator(dataclasses.replace(rules, application="accounts"), port=options.port)
+        tenants = [simulator.add_child(f"Customer {number}", dataclasses.replace(rules))
+                   for number in range(1, options.children + 1)]
+    end_ms, hour_ms = simulator.now_ms(), 3_600_000
+    for number, tenant in enumerate(tenants):
+        for start, end, share, names in options.stall:
+            tenant.stall(end_ms - int(start * hour_ms), end_ms - int(end * hour_ms), share, names)
+        for name in LOG_TYPES:
+            tenant.add(name, iter_events(name, options.events, end_ms - int(options.hours * hour_ms), end_ms,
+                                         options.seed + number))
+    return simulator
+
+
 def main(argv: List[str]) -> int:
     own, _, command = argv, None, []
     if "--" in argv:
@@ -1213,11 +1409,7 @@ def main(argv: List[str]) -> int:
     options = _parser().parse_args(own)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
-    simulator = Simulator(Rules(**{"seed": options.seed, **dict(options.set)}), port=options.port)
-    end_ms = simulator.now_ms()
-    for name in LOG_TYPES:
-        simulator.add(name, iter_events(name, options.events, end_ms - int(options.hours * 3600000),
-                                        end_ms, options.seed))
+    simulator = _simulator(options)
     try:
         simulator.start()
     except OSError as error:
