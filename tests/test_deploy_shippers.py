@@ -473,7 +473,7 @@ MISLEADING = json.dumps(
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory):
-    """Each log type's lines; among them one whose text looks like what the collector adds, and one of 200 KB."""
+    """Each log type's lines; among them some whose content looks like what the collector adds, and one of 200 KB."""
     with Simulator() as duo:
         collector = Collector(tmp_path_factory.mktemp("lines"), duo)
         now_ms = duo.now_ms()
@@ -482,12 +482,15 @@ def lines(tmp_path_factory):
         for log_type in ("administrator", "offline_enrollment"):
             event = make_events(log_type, 1, now_ms - 5 * HOUR_MS, now_ms - HOUR_MS, seed=1)[0]
             duo.add(log_type, json.dumps({**event, "description": MISLEADING, "object": '"eventtype":"telephony"'}))
+        event = make_events("activity", 1, now_ms - 5 * HOUR_MS, now_ms - HOUR_MS, seed=1)[0]
+        event["target"] = {"host": "nested", "eventtype": "nested"}
+        duo.add("activity", json.dumps(event, separators=(",", ":")))
         event = make_events("authentication", 1, now_ms - 5 * HOUR_MS, now_ms - HOUR_MS, seed=1)[0]
         user = {"name": MISLEADING, "key": "DUXXXXXXXXXXXXXXXXXX", "groups": ["group"] * 25_000}
         duo.add("authentication", json.dumps({**event, "user": user}))
         collector.seed(**dict.fromkeys(ALL_TYPES, now_ms - 7 * HOUR_MS))
         written = collector.once("--log-types", ",".join(ALL_TYPES), "-q").stdout.splitlines()
-    assert len(written) == 603
+    assert len(written) == 604
     assert max(map(len, written)) > 200_000
     return {one: [line for line in written if json.loads(line)["eventtype"] == one] for one in ALL_TYPES}
 
