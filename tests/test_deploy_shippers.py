@@ -21,11 +21,13 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
 import trustme
-from conftest import SCRIPT, Collector, wait_for
+from conftest import SCRIPT, Collector
+from conftest import wait_for as wait
 from duo_simulator import Simulator, make_events
 
 SHIPPERS = pathlib.Path(__file__).parent.parent / "deploy" / "shippers"
@@ -35,6 +37,11 @@ BOTH = pytest.mark.parametrize("shipper", ["rsyslog", "syslog-ng"], indirect=Tru
 # What a commented variant takes the place of.
 RSYSLOG_TLS = r'^    action\(type="omfwd".*?"60"\)\n'
 SYSLOG_NG_TLS = r"^    network\(.*?^        time-reopen\(.\)\);.*?\n"
+
+
+def wait_for(condition, what):
+    """rsyslog's TLS driver looks for large primes when it starts; on a busy machine that takes long now and then."""
+    return wait(condition, what, timeout_s=60)
 
 
 def missing(what):
@@ -288,6 +295,7 @@ def test_a_kill_loses_nothing(shipper):
     assert twice <= (1001 if shipper.name == "rsyslog" else 200) or 0 in positions
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("number", [None, signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("transport", ["TLS", "plain"])
@@ -302,7 +310,9 @@ def test_a_receiver_that_is_away_is_waited_for(shipper, number, transport):
     shipper.receiver.close()
     shipper.append(*during)
     wait_for(lambda: "refused" in (shipper.folder / "stderr").read_text(), "try to connect")
-    if number:
+    if not number:
+        time.sleep(5)  # rsyslog would give events up after its third try, were it not for resumeRetryCount
+    else:
         shipper.stop(number)
         shipper.start()
     back = Receiver(shipper.receiver.port, shipper.receiver.context)
@@ -348,7 +358,7 @@ def test_a_receiver_that_cannot_prove_itself_gets_nothing(shipper, wrong):
     if wrong == "no TLS":
         wait_for(lambda: any(false.received), "try to connect")  # a greeting that nobody answers
     else:
-        wait_for(lambda: false.attempts >= 2, "second try to connect")
+        wait_for(lambda: false.attempts >= 2 or any(false.received), "second try to connect")
     false.close()
     assert not any(b"padding" in received if wrong == "no TLS" else received for received in false.received)
     shipper.receiver = Receiver(port, right)
