@@ -12,7 +12,7 @@ from duo_simulator import Simulator, make_events
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from duo_collector import DuoSignature, canonical_query
+from duo_collector import Settings, canonical_query, sign
 
 IKEY, SKEY, HOST = "DIXXXXXXXXXXXXXXXXXX", "deadbeef" * 5, "api-XXXXXXXX.duosecurity.com"
 PATH, DATE = "/admin/v2/logs/authentication", "Mon, 02 Mar 2026 09:00:00 -0000"
@@ -20,10 +20,16 @@ RESERVED = ":/?#[]@!$&'()*+,;=%-._~ \"<>\\^`{|}\0\t\r\n"
 SESSION = requests.Session()
 
 
-def prepared(parameters, host=HOST):
+def signature(base_url, date=DATE):
+    """What signs a request of these keys, as requests calls it."""
+    ours = Settings((), "", {}, base_url=base_url, integration_key=IKEY, secret_key=SKEY)
+    return lambda request: sign(request, ours, date)
+
+
+def prepared(parameters, host=HOST, method="GET", path=PATH, body=None):
     """The request as it would go out."""
-    url = f"https://{HOST}{PATH}?{canonical_query(parameters)}"
-    return SESSION.prepare_request(requests.Request("GET", url, auth=DuoSignature(IKEY, SKEY, host, DATE)))
+    url, auth = f"https://{HOST}{path}?{canonical_query(parameters)}", signature(f"https://{host}")
+    return SESSION.prepare_request(requests.Request(method, url, auth=auth, data=body))
 
 
 TEXT = st.text(st.sampled_from(RESERVED) | st.characters(exclude_categories=["Cs"]), max_size=10)
@@ -39,6 +45,19 @@ def test_any_parameters_are_signed_as_duos_client_signs_them(parameters):
     )
     assert (request.headers["Authorization"], request.headers["Date"]) == (signed, DATE)
     assert parse_qs(urlsplit(request.url).query, keep_blank_values=True) == lists
+
+
+@pytest.mark.parametrize("parameters", [{}, {"account_id": "DA0123456789ABCDEFGH"}], ids=["none", "one"])
+@pytest.mark.parametrize("body", ["{}", '{"name": "\\u00e9"}', ""])
+def test_a_body_is_signed_as_duos_client_signs_it(body, parameters):
+    path = "/accounts/v1/account/list"
+    request = prepared(parameters, method="POST", path=path, body=body.encode())
+    lists = {name: [text] for name, text in parameters.items()}
+    signed = duo_client.client.sign(
+        IKEY, SKEY, "POST", HOST, path, DATE, 5, lists, body=body, digestmod=hashlib.sha512, additional_headers={}
+    )
+    assert (request.headers["Authorization"], request.headers["Date"]) == (signed, DATE)
+    assert (request.body or b"").decode() == body
 
 
 @pytest.mark.parametrize("host", [HOST, HOST.lower(), HOST.upper()])
@@ -62,8 +81,8 @@ def test_what_is_signed_is_what_arrives(duo):
     now_ms = duo.now_ms()
     window = {"mintime": str(now_ms - 600_000), "maxtime": str(now_ms - 300_000)}
     parameters = {**window, RESERVED: RESERVED + "é山", "a": ""}
-    signature = DuoSignature(IKEY, SKEY, "127.0.0.1", email.utils.formatdate())
-    SESSION.get(f"{duo.url}{PATH}?{canonical_query(parameters)}", auth=signature, timeout=60)
+    auth = signature(duo.url, email.utils.formatdate())
+    SESSION.get(f"{duo.url}{PATH}?{canonical_query(parameters)}", auth=auth, timeout=60)
     assert [(request.status, request.params) for request in duo.requests] == [(200, parameters)]
 
 
