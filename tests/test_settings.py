@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from unittest import mock
 
 import pytest
+import requests
 from conftest import CHECKPOINT_KEYS, Collector, wait_for
 from duo_simulator import Simulator, make_events
 
@@ -32,7 +33,7 @@ NOBODY = "http://127.0.0.1:1"  # connections are refused; no other test is given
 
 def settings_of(*options, **environ):
     """What a command line and an environment come to."""
-    return duo_collector.load_settings(duo_collector.parse_options(list(options)), {**KEYS, **environ}, NOW_MS)
+    return duo_collector.load_settings(duo_collector.parse_options(list(options)), {**KEYS, **environ})
 
 
 def assert_hidden(*texts):
@@ -59,7 +60,8 @@ NOT_A_KEY = (
 WRONG = {
     "DUO_API_HOST": (
         *("", " ", " api-1.duosecurity.com", "api-1.duosecurity.com ", "api-1.duosecurity.com\n", "api 1.com"),
-        *("https://api-1.duosecurity.com/", "https://api-1.duosecurity.com/admin/v1", "api-1.duosecurity.com:443"),
+        *("https://api-1.duosecurity.com//", "https://api-1.duosecurity.com/admin/v1", "api-1.duosecurity.com:443"),
+        *("https://api-XXXXXXXX.duosecurity.com", "api-xxxxxxxx.duosecurity.com/", "/", "https:///"),
         *("https://api-1.duosecurity.com?a=b", "api-1.duosecurity.com#a", "https://user@api-1.duosecurity.com"),
         *("http://api-1.duosecurity.com", "http://localhost.duosecurity.com", "http://127.0.0.1.duosecurity.com"),
         *("ftp://api-1.duosecurity.com", "https://", "https://https://api-1.duosecurity.com", "\u00e4pi-1.com"),
@@ -67,9 +69,9 @@ WRONG = {
     ),
     "DUO_INTEGRATION_KEY": NOT_A_KEY,
     "DUO_SECRET_KEY": NOT_A_KEY,
-    "DUO_INTERVAL": ("0", *NOT_A_NUMBER),
+    "DUO_INTERVAL": ("0", "0m", "10 m", "10M", "1.5h", "2d", "-10m", "10min", *NOT_A_NUMBER),
     "DUO_REQUESTS_PER_MINUTE": ("0", *NOT_A_NUMBER),
-    "DUO_LOOKBACK": NOT_A_NUMBER,
+    "DUO_LOOKBACK": ("0.5", "300.0", "300.25", "5m", *NOT_A_NUMBER),
     "DUO_LOG_TYPES": (",", "syslog", "authentication,syslog", "authentication telephony", "authentication;telephony"),
     "AUTH_SINCE_TIME": ("1661022959", "166102295993", "16610229599345", "-1661022959934", "166102295993x", "now"),
     "ADMIN_SINCE_TIME": ("1661022959934", "166102295", "16610229599", "-1661022959", "1661022959.0", "2022-08-20"),
@@ -77,10 +79,10 @@ WRONG = {
     "ACTIVITY_SINCE_TIME": ("1661022959",),
     "OFFLINE_ENROLLMENT_SINCE_TIME": ("1661022959934",),
     "TRUST_MONITOR_SINCE_TIME": ("1661022959",),
-    "--interval": ("", "0", *NOT_A_NUMBER),
+    "--interval": ("", "0", "0s", "m", "1441m", *NOT_A_NUMBER),
     "--log-types": ("", ",", "syslog"),
     "--since": (
-        *("", "nonsense", "7x", "-1h", "1d2h", "2026-13-01", "2026-11-01T25:00", "2027-01-15T08:01Z", "2999-01-01"),
+        *("", "nonsense", "7x", "-1h", "1d2h", "2026-13-01", "2026-11-01T25:00", "2999-01-01"),
     ),
     "--checkpoint-file": ("",),
 }
@@ -94,6 +96,8 @@ def test_a_wrong_value_is_refused_by_name(name, value):
     assert caught.value.status == (2 if by_option else 78)
     assert name in str(caught.value)
     assert str(caught.value).isprintable()  # so it is one line
+    shown = " is empty" if not value else ": there is " if value in NOT_A_KEY else f" {duo_collector.one_line(repr(value))}: "
+    assert str(caught.value).startswith(name + shown)
     assert_hidden(str(caught.value))
 
 
@@ -108,6 +112,9 @@ REFUSED_RUNS = [
     (2, "stray", ["stray"], {}, ""),
     (2, "-q", ["-v", "-q"], {}, ""),
     (2, "--status", ["--check", "--status"], {}, ""),
+    (2, "--check", ["--once", "--check"], {}, ""),  # --once would have no meaning
+    (2, "--status", ["--once", "--status"], {}, ""),
+    (2, "--accounts", ["--once", "--accounts"], {}, ""),
     (78, "DUO_API_HOST", [], {"DUO_API_HOST": None}, ""),
     (78, "DUO_API_HOST", [], {"DUO_API_HOST": "http://api-1.duosecurity.com"}, ""),
     (78, "DUO_INTEGRATION_KEY", [], {"DUO_INTEGRATION_KEY": None}, ""),
@@ -156,7 +163,8 @@ def test_a_refused_run_says_one_line_and_touches_nothing(
     before = contents(tmp_path)
     options = [option.replace("{}", str(tmp_path)) for option in options]
     environ = {name: value and value.replace("{}", str(tmp_path)) for name, value in environ.items()}
-    result = collector.once("--env-file", tmp_path / "env", *options, environ=environ)
+    mode = () if {"--check", "--status", "--accounts", "--once"} & set(options) else ("--once",)
+    result = collector.run(*mode, "--env-file", tmp_path / "env", *options, environ=environ)
     assert_refused(result, status, named.replace("{}", str(tmp_path)))
     assert contents(tmp_path) == before
     assert_hidden(result.stderr)
@@ -182,6 +190,10 @@ DAMAGED = (
     *(KEPT % '"from": 1, "events": {"a": null}', KEPT % '"from": 1, "events": {"a": NaN}'),
     *(KEPT % '"from": Infinity, "events": {}', KEPT % '"from": 1, "events": {"a": 1e999}'),
 )
+DAMAGED_STATE = tuple(
+    kept.replace('"events"', '"written"').replace('"from"', '"start_ms"').replace('"since"', '"since_ms"')
+    for kept in DAMAGED
+)
 WRONG_FILES = {
     "empty": b"",
     "blank": b"\n",
@@ -193,12 +205,15 @@ WRONG_FILES = {
     "null": b"null",
     "nothing but damage": b'{"written": null}',
     "nothing but a list": b'{"written": []}',
+    "nothing but damaged state": b'{"state": null}',
+    "nothing but a list for a state": b'{"state": []}',
     "not UTF-8": b'{"AUTH_SINCE_TIME": 1661022959934, "x": "\xff"}',
     "UTF-16": '{"AUTH_SINCE_TIME": 1661022959934}'.encode("utf-16"),
     "nested": b"[" * 100_000,
     "nested value": b'{"AUTH_SINCE_TIME": ' + b"[" * 100_000,
     **{f"{key} {value[:20]}": f'{{"{key}": {value}}}'.encode() for key, row in WRONG_SINCE.items() for value in row},
     **{f"written {kept}": f'{{"AUTH_SINCE_TIME": {AT_MS}, "written": {kept}}}'.encode() for kept in DAMAGED},
+    **{f"state {kept}": f'{{"AUTH_SINCE_TIME": {AT_MS}, "state": {kept}}}'.encode() for kept in DAMAGED_STATE},
 }
 
 
@@ -220,7 +235,10 @@ def test_a_wrong_checkpoint_file_is_refused_and_left_alone(what, tmp_path, caplo
 
 @pytest.mark.parametrize(
     "what",
-    ["empty", "truncated", "a list", "not UTF-8", "nested", "AUTH_SINCE_TIME 1661022959", f"written {DAMAGED[4]}"],
+    [
+        *("empty", "truncated", "a list", "not UTF-8", "nested", "AUTH_SINCE_TIME 1661022959"),
+        *(f"written {DAMAGED[4]}", f"state {DAMAGED_STATE[4]}"),
+    ],
 )
 def test_a_run_from_a_wrong_checkpoint_file_requests_nothing(what, collector, duo):
     collector.checkpoint_file.write_bytes(WRONG_FILES[what])
@@ -258,6 +276,9 @@ def test_a_checkpoint_file_that_may_not_be_read_is_refused(collector, duo):
         ("http://127.0.0.1:8080", "http://127.0.0.1:8080", "127.0.0.1"),
         ("http://localhost", "http://localhost", "localhost"),
         ("https://[::1]:8443", "https://[::1]:8443", "::1"),
+        ("https://api-1.duosecurity.com/", "https://api-1.duosecurity.com", "api-1.duosecurity.com"),
+        ("api-1.duosecurity.com/", "https://api-1.duosecurity.com", "api-1.duosecurity.com"),
+        ("http://127.0.0.1:8080/", "http://127.0.0.1:8080", "127.0.0.1"),
     ],
 )
 def test_the_host_may_come_with_or_without_https(given, url, host):
@@ -274,6 +295,11 @@ def test_an_option_wins_over_the_environment_and_an_empty_variable_is_none():
     assert {row.name: at_ms // row.unit_ms for row, at_ms in defaults.seeds.items()} == {
         name: 1661022959934 // unit_ms for name, (_, unit_ms) in CHECKPOINT_KEYS.items()
     }
+
+
+@pytest.mark.parametrize("text, seconds", [("0.01", 0.01), ("7", 7), ("90s", 90), ("10m", 600), ("24h", 86_400)])
+def test_an_interval_may_be_an_age(text, seconds):
+    assert settings_of("--interval", text).interval_s == settings_of(DUO_INTERVAL=text).interval_s == seconds
 
 
 def test_log_types_may_have_spaces_and_repeats():
@@ -318,7 +344,30 @@ def new_york(monkeypatch):
     ],
 )
 def test_since_takes_a_time_or_an_age(text, at_ms, new_york):
-    assert duo_collector.parse_when(settings_of("--since", text).since, NOW_MS) == at_ms
+    assert settings_of("--since", text).since(NOW_MS) == at_ms
+
+
+@pytest.mark.parametrize("text", ["2027-01-15T08:01Z", "2027-01-15T09:00:00.001+01:00", "2099-12-31"])
+def test_a_time_ahead_of_now_is_refused_once_now_is_known(text):
+    since = settings_of("--since", text).since  # of which it is not yet known whether Duo's clock is past it
+    with pytest.raises(ValueError, match="ahead of now"):
+        since(NOW_MS)
+    assert since(3 * NOW_MS) == duo_collector.parse_iso(text)
+
+
+@pytest.mark.parametrize("offset_s", [-3600, 0, 3600])
+@pytest.mark.parametrize("ahead_s", [-60, 60])
+def test_since_is_judged_by_duos_clock(duo, collector, offset_s, ahead_s):
+    duo.rules.clock_offset = offset_s
+    at = datetime.fromtimestamp(duo.now_ms() // 1000 + ahead_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    result = collector.once("--log-types", "telephony", "--since", at)
+    assert [request.path for request in duo.requests] == ["/auth/v2/ping"]  # there is no window to ask for
+    assert result.stderr.count(" WARNING local clock is ") == bool(offset_s)
+    if ahead_s < 0:
+        assert (result.status, collector.since("telephony")) == (0, duo_collector.parse_iso(at)), result.stderr
+    else:
+        assert (result.status, collector.checkpoint_file.exists()) == (2, False)
+        assert re.search(f"ERROR --since: {at} is (1 min|5[0-9] s) ahead of now$", result.stderr, re.MULTILINE)
 
 
 # The settings file
@@ -415,7 +464,7 @@ def test_status_works_beside_a_running_collector(collector, duo):
     collector.seed(**dict.fromkeys(("authentication", "administrator", "telephony"), duo.now_ms() - 600_000))
     running = collector.start()
     try:
-        wait_for(lambda: "written" in json.loads(collector.checkpoint_file.read_bytes()), "checkpoint")
+        wait_for(lambda: "state" in json.loads(collector.checkpoint_file.read_bytes()), "checkpoint")
         assert_refused(collector.once(), 75, str(collector.checkpoint_file))  # it holds the lock
         result = collector.run("--status")
         assert (result.status, len(result.stdout.splitlines())) == (0, 3)
@@ -482,8 +531,10 @@ def test_a_refused_log_type_does_not_hide_the_others(collector, duo):
 
 def test_the_secret_key_shows_in_no_repr():
     settings = settings_of()
-    signature = duo_collector.DuoSignature(settings.integration_key, settings.secret_key, settings.host, "now")
-    assert_hidden(repr(settings), str(settings), repr(signature), f"{signature}")
+    duo = duo_collector.Duo(settings, duo_collector.Edges(time.time, time.monotonic, time.sleep, requests.Session))
+    request = duo.session.prepare_request(requests.Request("GET", f"{settings.base_url}/?a=b"))
+    assert request.headers["Authorization"]
+    assert_hidden(repr(settings), str(settings), repr(duo), f"{duo}", repr(duo.session.auth), str(vars(request)))
 
 
 def test_the_secret_key_shows_in_no_output(tmp_path):
@@ -501,6 +552,8 @@ def test_the_secret_key_shows_in_no_output(tmp_path):
         (78, {"DUO_SECRET_KEY": SECRET + "\n"}),
         (78, {"DUO_INTERVAL": "x"}),
     ):
+        if "duosecurity" in environ.get("DUO_API_HOST", ""):  # of which the checkpoint file is not
+            environ["DUO_CHECKPOINT_FILE"] = str(tmp_path / "other.json")
         results.append(collector.run("--check", "-v", environ=environ))
         assert results[-1].status == status
     outputs = [text for result in results for text in (result.stdout, result.stderr)]
