@@ -44,7 +44,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Tuple
 
@@ -377,6 +377,10 @@ class EventStore:
         return first, False
 
     def _insert(self, rows: List[Row]) -> None:
+        if len(rows) < 10:
+            for row in rows:
+                insort(self.rows, row)
+            return
         rows.sort()
         in_order = not self.rows or not rows or self.rows[-1] < rows[0]
         self.rows.extend(rows)

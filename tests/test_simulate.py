@@ -13,7 +13,6 @@ import duo_client
 import duo_client.client
 import duo_simulator
 import pytest
-from conftest import SCRIPT
 from duo_simulator import Rules, Simulator, make_events
 
 MINUTE, HOUR = 60_000, 3_600_000

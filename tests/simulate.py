@@ -1,0 +1,1360 @@
+"""The collector's whole life in virtual time: a year in minutes, in a world that goes wrong in every way it can.
+
+The real main() runs in this process. Only its edges are others: the clocks, waiting and the HTTP session, which
+asks the simulated Duo without a socket, are passed in; and the system calls that open for writing, write, sync
+and rename go through `Disk`, so that a kill, a power failure or a full disk can come between any two of them.
+All that happens is drawn from a seed, each disturbance from a generator of its own, so that a failure can be
+replayed, and a disturbance left out without changing the others.
+
+It reads in this order: what Duo publishes and what has to become of it (Ledger), the machine (Disk, Machine),
+the network (Session), what goes wrong (DISTURBANCES), who runs it (Operator), the command line.
+"""
+
+import argparse
+import builtins
+import collections
+import contextlib
+import errno
+import heapq
+import importlib.util
+import json
+import os
+import random
+import re
+import shutil
+import stat
+import sys
+import tempfile
+import time
+import traceback
+import types
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import requests
+import urllib3
+from duo_simulator import COMMON_FAULTS, LOG_TYPES, Rules, Simulator
+
+SCRIPT = Path(__file__).parent.parent / "duo_collector.py"
+HOST = "api-simulate.duosecurity.com"
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
+START = 1_798_761_600  # 2027-01-01
+SINCE_KEYS = {
+    "authentication": "AUTH_SINCE_TIME", "administrator": "ADMIN_SINCE_TIME", "telephony": "TELEPHONY_SINCE_TIME",
+    "activity": "ACTIVITY_SINCE_TIME", "offline_enrollment": "OFFLINE_ENROLLMENT_SINCE_TIME",
+    "trust_monitor": "TRUST_MONITOR_SINCE_TIME"}  # fmt: skip
+BUSY = ("authentication", "administrator", "telephony")  # the others have a tenth of their events
+OTHERS = ("activity", "offline_enrollment", "trust_monitor")
+HIDDEN_S = 120  # Duo shows nothing younger
+CURSOR_TROUBLE = ("forgotten_cursors", "refused_cursors", "missing_metadata")
+CALM_S = 3 * HOUR  # after so long without trouble every log type has caught up
+
+
+class Failure(BaseException):
+    """Something does not hold that has to. No Exception: the collector must not catch it."""
+
+
+class Killed(BaseException):
+    """The process is gone, wherever it was."""
+
+
+def stamp(seconds: float) -> str:
+    return datetime.fromtimestamp(int(seconds), timezone.utc).isoformat()[:19] + "Z"
+
+
+# What Duo publishes, and what has to become of it
+
+
+class Entry:
+    """An event, or several that are equal to the byte."""
+
+    __slots__ = ("allowed", "count", "log_type", "odd", "shown", "time", "written")
+
+    def __init__(self, log_type: str, time_s: float, shown: float, odd: bool) -> None:
+        self.log_type = log_type
+        self.time = time_s  # s; where Duo has it, whatever the event itself says
+        self.shown = shown  # s; from when Duo shows it
+        self.odd = odd  # its time cannot be read
+        self.count = 1  # in Duo
+        self.written = 0
+        self.allowed = 1  # times that it may be written
+
+    def __lt__(self, other: "Entry") -> bool:
+        return self.time < other.time
+
+
+ODDITIES = (  # members that are to come through as they are
+    '"factor":"duo_push","ip":null', '"n":12345678901234567890,"f":1.0,"g":1e5,"h":-0.00', '"a":1,"a":2',
+    '"name":"Björn \\"B\\" Lefèvre – 山田太郎"', '"emoji":"\\ud83d\\ude00 😀","lone":"\\ud800"', '"list":[ 1, {} ,[]]',
+    '"metadata":{"next_offset":"none"},"response":[]', '"path":"C:\\\\x\\/y\\u000a"', '"result":"SUCCESS"')  # fmt: skip
+
+
+class Ledger:
+    """All events of the tenant: makes them day by day, and knows which have to be written, and how often they were."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.entries: Dict[bytes, Entry] = {}  # by the line up to the fields that the collector adds
+        self.by_time: Dict[str, List[Tuple[float, bytes]]] = {name: [] for name in LOG_TYPES}
+        # Those that an ordinary pass has to write, by the checkpoint at which they must have been: a pass that
+        # moves it there began later than they were shown.
+        self.due: Dict[str, List[Tuple[float, Entry]]] = {name: [] for name in LOG_TYPES}
+        self.floor = dict.fromkeys(LOG_TYPES, 0.0)  # nothing older is wanted
+        self.newest = dict.fromkeys(LOG_TYPES, 0.0)  # of the written ones
+        # Seconds of more events than Duo shows: in how many lives of the service that was told; those still to come
+        self.crowds: Dict[Tuple[str, int], List[int]] = {}
+        self.crowds_due: List[Tuple[str, int]] = []
+        self.holes: set = set()  # other seconds of which the collector said that it cannot get all
+        self.published = 0
+
+    def make(self, first: float, days: int) -> None:
+        """Fill Duo with the events of some days."""
+        for day in range(days):
+            for name in LOG_TYPES:
+                self.make_day(name, first + day * DAY)
+
+    def make_day(self, name: str, start: float) -> None:
+        draw = random.Random(f"{self.world.seed} {name} {start}")
+        weekend = datetime.fromtimestamp(start, timezone.utc).weekday() >= 5
+        count = int(draw.gauss(200, 20) * (0.3 if weekend else 1.28) * (1 if name in BUSY else 0.1))
+        times = [start + draw.triangular(0, DAY, 9 * HOUR) if draw.random() < 0.8 else start + draw.random() * DAY
+                 for _ in range(count)]  # fmt: skip
+        v1 = LOG_TYPES[name].unit_ms == 1000
+        for at in draw.sample(times, k=min(3, count)):  # some at one instant
+            times += [at] * draw.randrange(1, 4)
+        if draw.random() < (0.15 if name in BUSY else 0.05):  # a burst within a second or a ms
+            size = draw.choice((30, 100, 300))
+            at, width = start + draw.random() * DAY, draw.choice((0, 0.0009, 0.9))
+            times += [at + draw.random() * width for _ in range(size)]
+        if v1 and draw.random() < 0.1:  # a directory sync: one second, and the minutes after it
+            at = float(int(start + draw.random() * (DAY - 200)))
+            size = draw.choice((400, 700, 950, 1300))
+            times += [at] * size + [at + draw.random() * 120 for _ in range(draw.choice((0, 20, 400)))]
+        stalls = [stall for stall in self.world.stalls if name in stall.log_types]
+        on_time = []
+        for time_s in sorted(times):
+            time_s = float(int(time_s)) if v1 else int(time_s * 1000) / 1000
+            shown, hours_late = time_s + HIDDEN_S, False
+            if self.world.has("late") and draw.random() < 0.05:
+                shown += draw.random() * (self.world.lookback - 15)
+            elif self.world.has("hours_late") and draw.random() < 0.002:
+                shown, hours_late = shown + draw.uniform(0.2, 40) * HOUR, True
+            stall = next((s for s in stalls if s.start <= time_s < s.end and draw.random() < s.share), None)
+            shown = max(shown, stall.end) if stall else shown
+            odd_time = self.world.has("odd_times") and draw.random() < 0.003 and (self.world.odd_v1_times or not v1)
+            text = self._text(draw, name, time_s, odd_time)
+            entry, again = self._enter(name, text, time_s, shown, odd_time)
+            late, odd = entry.shown > time_s + HIDDEN_S, int(time_s * 1000) if odd_time else None
+            if late or odd_time:
+                self.world.duo.add(name, text, int(entry.shown * 1000) if late else None, odd)
+            else:
+                on_time.append(text)
+            if stall and not again:
+                stall.held.append(entry)
+            elif not hours_late and not again:
+                self.expect(entry)
+        self.world.duo.add(name, on_time)
+        if v1:
+            seconds = collections.Counter(int(time_s) for time_s in times)
+            crowds = [(name, second) for second, n in seconds.items() if n > 1000]
+            self.crowds.update((crowd, []) for crowd in crowds)
+            self.crowds_due += crowds
+
+    def _text(self, draw: random.Random, name: str, time_s: float, odd_time: bool) -> str:
+        log, iso = LOG_TYPES[name], stamp(time_s)[:-1]
+        when: Any = f"{iso}.{round(time_s % 1 * 1000):03d}{draw.randrange(1000):03d}+00:00"
+        if log.time_fields[0] in ("timestamp", "surfaced_timestamp"):
+            when = int(time_s * (1 if log.unit_ms == 1000 else 1000))
+        when = draw.choice((None, "soon", {})) if odd_time else when
+        members = [f'"{log.time_fields[0]}":{json.dumps(when)}', draw.choice(ODDITIES)]
+        if log.id_field is None:  # twins are possible
+            members += [f'"action":"{name}","username":"{draw.randrange(40)}"', f'"isotimestamp":"{iso}+00:00"']
+        else:
+            members += [f'"{log.id_field}":"{draw.getrandbits(64):016x}"']
+        if odd_time:  # or it might be equal to another, years apart
+            members += [f'"nonce":"{draw.getrandbits(64):016x}"']
+        return "{" + ",".join(members) + "}"
+
+    def _enter(self, name: str, text: str, time_s: float, shown: float, odd: bool) -> Tuple[Entry, bool]:
+        """The entry of a text, and whether there was one."""
+        self.published += 1
+        key = re.sub(r"[^\x00-\x7f]+", lambda run: json.dumps(run[0])[1:-1], text)[:-1].encode()
+        known = self.entries.get(key)
+        if known:
+            known.count += 1
+            known.allowed += 1
+            return known, True
+        entry = self.entries[key] = Entry(name, time_s, shown, odd)
+        self.by_time[name].append((time_s, key))
+        return entry, False
+
+    def expect(self, entry: Entry) -> None:
+        heapq.heappush(self.due[entry.log_type], (max(entry.time, entry.shown - HIDDEN_S), entry))
+
+    def stall_ends(self, stall: "Stall") -> None:
+        """Duo shows what it held back. An ordinary pass finds it where nothing later had been shown."""
+        for name in stall.log_types:
+            recent = [self.entries[key] for time_s, key in self.by_time[name][-3000:] if time_s > stall.start - DAY]
+            newest = max((e.time for e in recent if e.shown < stall.end and e.time < stall.end), default=0.0)
+            for entry in (e for e in stall.held if e.log_type == name):
+                in_time = entry.shown <= entry.time + HIDDEN_S + self.world.lookback - 15
+                if in_time or newest < entry.time - LOG_TYPES[name].unit_ms / 1000:
+                    self.expect(entry)
+
+    def took(self, line: bytes, process: "Process") -> Optional[Entry]:
+        """A whole line was written. The entry, where it is an event."""
+        key, _, tail = line.rpartition(b',"eventtype":')
+        entry = self.entries.get(key)
+        if entry is None:
+            raise Failure(f"a line that Duo did not publish: {line[:300]!r}")
+        if tail != b'"%s","host":"%s"}' % (entry.log_type.encode(), HOST.encode()):
+            raise Failure(f"{entry.log_type}: not the two fields of the collector: {tail[:100]!r}")
+        return entry
+
+    def counted(self, entry: Entry, process: "Process") -> None:
+        entry.written += 1
+        self.newest[entry.log_type] = max(self.newest[entry.log_type], entry.time)
+        where = f"{entry.log_type}: the event of {stamp(entry.time)}, shown at {stamp(entry.shown)},"
+        if entry.written > entry.allowed:
+            raise Failure(f"{where} was written {entry.written} times; {entry.allowed} may be")
+        if process.kind == "service" and entry.time < self.floor[entry.log_type] - LOG_TYPES[entry.log_type].unit_ms / 1000:
+            raise Failure(f"{where} was written, though it is older than --since {stamp(self.floor[entry.log_type])}")
+
+    def checkpoint(self, name: str, at: float) -> None:
+        """The checkpoint file says `at`: what an ordinary pass has to write by then is written."""
+        due, oldest = self.due[name], self.world.time - 180 * DAY + 12 * HOUR
+        while due and due[0][0] < at:
+            entry = heapq.heappop(due)[1]
+            if entry.written < entry.count and entry.time >= max(self.floor[name], oldest):
+                if (name, int(entry.time)) in self.crowds or (name, int(entry.time)) in self.holes:
+                    continue
+                raise Failure(
+                    f"{name}: the checkpoint is {stamp(at)}, but the event of {stamp(entry.time)}, shown at "
+                    f"{stamp(entry.shown)}, was written {entry.written} times of {entry.count}")  # fmt: skip
+        for crowd in [c for c in self.crowds_due if c[0] == name and c[1] < at - 10]:
+            self.crowds_due.remove(crowd)
+            if not self.crowds[crowd] and crowd[1] > self.floor[name]:
+                raise Failure(f"{name}: of {stamp(crowd[1])} Duo does not show all, and nothing was said")
+
+    def hole(self, name: str, line: str, process: "Process") -> None:
+        """The collector says that Duo left a hole."""
+        for text in re.findall(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", line):
+            at = datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc).timestamp()
+            told = self.crowds.get((name, int(at)))
+            if told is not None and process.kind == "service":
+                if self.world.lives in told:
+                    raise Failure(f"told twice: {line}")
+                told.append(self.world.lives)
+            if told is not None:
+                return
+            # Where cursors are refused or missing, what shares a ms cannot be had page by page.
+            instants = collections.Counter(int(t * 1000) for t, _ in self.by_time[name] if int(t) == int(at))
+            if LOG_TYPES[name].v2 and max(instants.values(), default=0) > 1 and process.met & set(CURSOR_TROUBLE):
+                self.holes.add((name, int(at)))
+                return
+        if self.world.duo.rules.total in ("int", "object", "absent"):
+            raise Failure(f"there is no hole: {line}")
+
+    def again_from(self, since: Dict[str, float]) -> None:
+        """The operator has asked for what is newer once more: each event that was written may be so once again."""
+        for name, from_s in since.items():
+            for time_s, key in self.by_time[name]:
+                if time_s >= from_s - 1:
+                    entry = self.entries[key]
+                    entry.allowed = max(entry.allowed, entry.written + entry.count)
+
+    def forget(self) -> None:
+        """What is long over, so that ten years fit into memory."""
+        old = self.world.time - 200 * DAY
+        for name, times in self.by_time.items():
+            gone = next((i for i, (time_s, _) in enumerate(times) if time_s >= old), len(times))
+            for _, key in times[:gone]:
+                self.entries.pop(key, None)
+            del times[:gone]
+            rows = self.world.duo._stores[name].rows
+            del rows[: next((i for i, row in enumerate(rows) if row.time_us >= old * 1e6), len(rows))]
+
+
+# The machine: processes, files, clocks
+
+
+class Process:
+    """A run of main()."""
+
+    def __init__(self, kind: str, arguments: Tuple[str, ...], began: float) -> None:
+        self.kind, self.arguments, self.began = kind, arguments, began
+        self.status: Optional[int] = None  # None: killed
+        self.stopping = False  # SIGTERM came
+        self.killed = False
+        self.lines: collections.deque = collections.deque(maxlen=200)  # of its log
+        self.passes: collections.Counter = collections.Counter()  # ended, by log type
+        self.met: set = set()  # what its requests met, and what else happened to it
+        self.files: set = set()  # descriptors to close at its end
+        self.unsaved: List[Entry] = []  # written, and in no checkpoint file
+        self.undone: List[Entry] = []  # the same after a power failure that undoes the last rename
+
+
+class Stream:
+    """A file that stdout leads to."""
+
+    def __init__(self, path: Path, ledger: Ledger) -> None:
+        self.path, self.ledger = path, ledger
+        self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self.tail = b""  # of a line that is not whole
+        self.torn = False  # the tail is what a process left that ended in the middle of a write
+        self.size = self.synced = os.fstat(self.fd).st_size
+        self.unsynced: List[Tuple[int, Entry]] = []  # where the lines end that a power failure may take
+
+    def write(self, data: Any, process: Process) -> int:
+        os.write(self.fd, data)
+        start = self.size - len(self.tail)
+        *lines, tail = (self.tail + bytes(data)).split(b"\n")
+        for number, line in enumerate(lines):
+            start += len(line) + 1
+            if number == 0 and self.torn:
+                self.torn = False
+                if line == self.tail:  # a line that was cut short was ended before anything else
+                    continue
+            entry = self.ledger.took(line, process)
+            self.ledger.counted(entry, process)
+            process.unsaved.append(entry)
+            self.unsynced.append((start, entry))
+        self.tail, self.size = tail, self.size + len(data)
+        return len(data)
+
+    def sync(self) -> None:
+        self.synced = self.size
+        self.unsynced.clear()
+
+    def process_ended(self) -> None:
+        self.torn = bool(self.tail)
+
+    def power_fails(self, draw: random.Random) -> None:
+        """Lose what was not synced, or the last part of it."""
+        size = draw.choice((self.synced, self.size, draw.randint(self.synced, self.size)))
+        for end, entry in self.unsynced:
+            entry.written -= end > size
+        os.truncate(self.path, size)
+        data = self.path.read_bytes()[-100_000:]
+        self.tail, self.size, self.synced = data[data.rfind(b"\n") + 1 :], size, size
+        self.torn = bool(self.tail)
+        self.unsynced.clear()
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Disk(types.SimpleNamespace):
+    """What the collector has for `os`: the real one, but for the calls between which it can end, or that can fail."""
+
+    def __init__(self, world: "World") -> None:
+        super().__init__(**vars(os))
+        self.world = world
+        self.environ: Dict[str, str] = {}
+        self.real_fsync_is_skipped = True
+        self.durable: set = set()  # inodes that were synced since they were written
+        self.renamed: Dict[str, Tuple[Optional[bytes], bool]] = {}  # since their folder was synced: what was there before
+        self.full = self.odd_folder = self.unreadable = False
+        self.left: Optional[int] = None  # calls until the process is killed
+        for name in ("open", "write", "fsync", "replace", "rename", "unlink", "isatty", "fdatasync"):
+            setattr(self, name, getattr(self, "_" + name))
+
+    def strike(self) -> None:
+        """A call that the process may not survive."""
+        if self.world.process.killed:
+            raise Killed
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                self.left = None
+                self.world.kill()
+
+    def _isatty(self, fd: int) -> bool:
+        return False
+
+    def _open(self, path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
+        self.strike()
+        if self.odd_folder == errno.EACCES and os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        if self.full and flags & os.O_CREAT and not os.path.exists(path) and self.world.draw.random() < 0.3:
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        fd = os.open(path, flags, mode, **more)
+        self.world.process.files.add(fd)
+        return fd
+
+    def open_file(self, file: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
+        """In place of the built-in open."""
+        if isinstance(file, int):
+            self.world.process.files.discard(file)  # it is closed with the object
+        elif set(mode) & set("wax+"):
+            self.strike()
+        if self.unreadable and str(file).startswith(("/dev/fd/", str(self.world.output.path))):
+            raise PermissionError(errno.EACCES, "Permission denied", file)
+        return builtins.open(file, mode, *more, **named)
+
+    def _write(self, fd: int, data: Any) -> int:
+        world = self.world
+        if fd == 2:
+            world.said(bytes(data).decode(errors="replace"))
+            return len(data)
+        stream, process = world.streams.get(fd), world.process
+        if stream is None:
+            self.strike()
+            return os.write(fd, data)
+        try:
+            self.strike()
+        except Killed:
+            stream.write(data[: world.draw.randint(0, len(data))], process)
+            world.forgive(process)
+            raise
+        if self.full:
+            room = world.draw.choice((0, 0, len(data) // 2))
+            if room:
+                return stream.write(data[:room], process)
+            world.forgive(process)  # the page in flight
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return stream.write(data, process)
+
+    def _fsync(self, fd: int) -> None:
+        self.strike()
+        stream, status = self.world.streams.get(fd), os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode):
+            if self.odd_folder:
+                raise OSError(self.odd_folder, os.strerror(self.odd_folder))
+            self.renamed.clear()
+            self.world.process.undone = []
+        elif self.full:
+            if stream:
+                self.world.forgive(self.world.process)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        elif stream:
+            stream.sync()
+        else:
+            self.durable.add(status.st_ino)
+
+    _fdatasync = _fsync
+
+    def _replace(self, source: str, target: str) -> None:
+        self.strike()
+        durable = os.stat(source).st_ino in self.durable
+        before = Path(target).read_bytes() if os.path.exists(target) else None
+        os.replace(source, target)
+        self.durable.clear()
+        self.renamed.setdefault(target, (before, durable))
+        if target == self.world.checkpoint_file:
+            self.world.saved()
+
+    _rename = _replace
+
+    def _unlink(self, path: str) -> None:
+        self.strike()
+        os.unlink(path)
+
+    def power_fails(self, draw: random.Random) -> None:
+        for target, (before, durable) in self.renamed.items():
+            if draw.random() < 0.5:
+                Path(target).unlink() if before is None else Path(target).write_bytes(before)
+                for process in self.world.stack:
+                    process.unsaved = process.undone + process.unsaved
+            elif not durable:
+                os.truncate(target, 0)
+        self.renamed.clear()
+        for stream in self.world.streams.values():
+            stream.power_fails(draw)
+
+
+# The network
+
+
+class Prepared:
+    """A request as the collector's signing sees it."""
+
+    def __init__(self, method: str, url: str, body: Optional[bytes]) -> None:
+        self.method, self.url, self.body = method, url, body
+        self.headers = requests.structures.CaseInsensitiveDict({"Host": HOST})
+
+
+class Body:
+    """What comes of an answer, as fast as the link brings it."""
+
+    def __init__(self, world: "World", data: bytes, cut: bool, silence_s: float) -> None:
+        self.world, self.data, self.at, self.cut, self.silence_s = world, data, 0, cut, silence_s
+
+    def read(self, amount: Optional[int] = None, decode_content: Optional[bool] = None) -> bytes:
+        end = len(self.data) if amount is None else min(self.at + amount, len(self.data))
+        piece, self.at = self.data[self.at : end], end
+        if self.world.link_bytes_per_s and piece:
+            self.world.advance(len(piece) / self.world.link_bytes_per_s)
+        if self.cut and not piece:
+            raise urllib3.exceptions.ProtocolError("Connection broken: IncompleteRead")
+        return piece
+
+
+class Response:
+    def __init__(self, status: int, headers: Dict[str, str], raw: Body) -> None:
+        self.status_code, self.raw = status, raw
+        self.headers = requests.structures.CaseInsensitiveDict(headers)
+
+    def close(self) -> None:
+        pass
+
+
+class Session:
+    """In place of requests.Session: asks the simulated Duo, in virtual time."""
+
+    auth: Any = None
+
+    def __init__(self, world: "World") -> None:
+        self.world, self.headers = world, {}
+
+    def request(self, method: str, url: str, data: Optional[bytes] = None, timeout: Any = None, stream: bool = True,
+                **more: Any) -> Response:
+        world, (connect_s, read_s) = self.world, timeout
+        process, suspended = world.process, world.suspended
+        prepared = Prepared(method, url, data)
+        prepared.headers.update(more.get("headers") or {})
+        if world.network:
+            process.met.add("no answer")
+            world.advance({"refused": 0.01, "unreachable": connect_s, "silent": read_s}[world.network])
+            raise (requests.ReadTimeout if world.network == "silent" else requests.ConnectionError)(world.network)
+        world.advance(world.latency.uniform(0.02, 0.2))
+        (self.auth or (lambda request: request))(prepared)
+        answer = world.duo.respond(method, url.partition(HOST)[2], prepared.headers, 1, data or b"")
+        noted, world.duo.requests[:] = world.duo.requests[-1], []
+        world.requests += 1
+        if world.verbose:
+            parameters = ", ".join(f"{name} {value}" for name, value in noted.params.items())
+            world.tell(f"    {noted.log_type or noted.path}, {parameters}: {answer.status}, {noted.events} events, {noted.fault}")
+        if noted.fault or answer.status != 200:
+            process.met.add(noted.fault or answer.status)
+        date = world.duo.date()
+        world.advance(min(answer.delay_s, read_s) + world.latency.uniform(0.02, 0.2))
+        if answer.delay_s > read_s:
+            raise requests.ReadTimeout("Read timed out.")
+        if answer.delivery == "reset" or world.suspended > suspended:
+            process.met.add("reset")
+            raise requests.ConnectionError("Connection reset by peer")
+        cut = answer.delivery == "half"
+        body = answer.body[: len(answer.body) // 2] if cut else answer.body
+        return Response(answer.status, {"Date": date, **answer.headers}, Body(world, body, cut, read_s))
+
+    def close(self) -> None:
+        pass
+
+
+# What goes wrong
+
+
+class Stall(NamedTuple):
+    """Duo's log pipeline stands still: a share of the events of this time is shown at its end."""
+
+    start: float
+    end: float
+    share: float
+    log_types: Tuple[str, ...]
+    held: List[Entry]
+
+
+class Disturbance(NamedTuple):
+    """begin() is given the world and a generator; what it returns is called at the end."""
+
+    per_year: float
+    hours: Tuple[float, float]  # that it lasts
+    calm: bool  # may no log type fall behind while it lasts
+    begin: Callable[["World", random.Random], Optional[Callable[[], Any]]]
+
+
+def rules(**choices: Any) -> Callable:
+    """Change Duo's rules to one of these values each; what can be called is called with the generator."""
+
+    def begin(world: "World", draw: random.Random) -> Callable[[], Any]:
+        return world.change_rules({name: c(draw) if callable(c) else draw.choice(c) for name, c in choices.items()})
+
+    return begin
+
+
+LIMITS = (  # requests, in s, shape
+    (20, 60, "sliding"), (2, 60, "sliding"), (12, 60, "sliding"), (20, 60, "fixed"), (10, 60, "fixed"),
+    (5, 10, "sliding"), (1, 30, "sliding"), (5, 60, "bucket"), (1, 2, "bucket"), (10, 60, "bucket"))  # fmt: skip
+
+
+def rate_limit(world: "World", draw: random.Random) -> Callable[[], Any]:
+    limit, window_s, shape = draw.choice(LIMITS)
+    return world.change_rules({
+        "rate_limit": limit, "rate_window_s": float(window_s), "rate_shape": shape,
+        "rate_scope": draw.choice(("endpoint", "endpoint", "account")), "count_refused": draw.random() < 0.2,
+        "retry_after": draw.choice((None, None, "seconds", "date"))})  # fmt: skip
+
+
+def habits(world: "World", draw: random.Random) -> None:
+    """Another answer to the questions that nobody's documentation answers. Not `ties`: what Duo shuffles between two
+    calls cannot be read whole."""
+    choose = draw.choice
+    world.habits.update(
+        cursor=choose(("last", "next")), last_cursor=choose(("present", "null", "missing")),
+        auth_cursor=choose(("list", "string")), trust_cursor=choose(("string", "int")),
+        trust_order=choose(("ascending", "descending")), short_pages=draw.random() < 0.3 and not world.odd_v1_times,
+        total=choose(("int", "int", "object", "absent")), v1_order=choose(("ascending", "shuffled")),
+        v1_mintime=choose(("inclusive", "exclusive")), young=choose(("cut", "empty")), old=choose(("400", "accept")),
+        unknown_parameters=choose(("ignore", "400")), code_as_string=draw.random() < 0.3,
+        date_code=choose((40105, 40104)), cursor_window=choose(("free", "same")), fault_rate=0.002)  # fmt: skip
+    world.change_rules({})
+
+
+def network(*kinds: str) -> Callable:
+    def begin(world: "World", draw: random.Random) -> Callable[[], Any]:
+        world.network = draw.choice(kinds)
+        return lambda: setattr(world, "network", None)
+
+    return begin
+
+
+def slow_link(world: "World", draw: random.Random) -> Callable[[], Any]:
+    world.link_bytes_per_s = draw.uniform(3_000, 20_000)
+    return lambda: setattr(world, "link_bytes_per_s", 0)
+
+
+def clock_step(world: "World", draw: random.Random) -> Callable[[], Any]:
+    step = draw.choice((-1, 1)) * draw.choice((draw.uniform(60, 3600), draw.uniform(1, 24) * HOUR, draw.uniform(1, 9) * DAY))
+    world.wall_offset += step
+    return lambda: setattr(world, "wall_offset", world.wall_offset - step)
+
+
+def drift(world: "World", draw: random.Random) -> Callable[[], Any]:
+    world.drift, world.drift_since = draw.uniform(-2e-4, 2e-4), world.time
+    return lambda: setattr(world, "drift", 0.0)
+
+
+def suspend(world: "World", draw: random.Random) -> None:
+    length = draw.uniform(0.05, 60) * HOUR
+    world.time += length
+    world.suspended += length
+
+
+def sigterm(world: "World", draw: random.Random) -> None:
+    world.stop_service()
+
+
+def kill(world: "World", draw: random.Random) -> None:
+    if draw.random() < 0.2:
+        world.kill()
+    else:
+        world.disk.left = draw.randrange(30)
+
+
+def power_failure(world: "World", draw: random.Random) -> None:
+    world.disk.power_fails(draw)
+    world.booted, world.suspended = world.time + draw.uniform(20, 300), 0.0
+    world.kill(everybody=True)
+
+
+def disk(**attributes: Any) -> Callable:
+    def begin(world: "World", draw: random.Random) -> Callable[[], Any]:
+        for name, values in attributes.items():
+            setattr(world.disk, name, draw.choice(values))
+        return lambda: [setattr(world.disk, name, False) for name in attributes]
+
+    return begin
+
+
+def of_operator(action: str) -> Callable:
+    """Something that the operator does: see `Operator`."""
+    return lambda world, draw: getattr(world.operator, action)(draw)
+
+
+SOME_LOGS = lambda draw: {draw.choice(list(LOG_TYPES)): draw.choice((403, 404, 400))}  # noqa: E731
+
+DISTURBANCES: Dict[str, Disturbance] = {
+    # What Duo publishes; these are not begun, they are in the events from the start
+    "late": Disturbance(0, (0, 0), True, lambda *_: None),
+    "hours_late": Disturbance(0, (0, 0), True, lambda *_: None),
+    "odd_times": Disturbance(0, (0, 0), True, lambda *_: None),
+    "pipeline_stall": Disturbance(8, (1, 16), True, lambda *_: None),
+    # How Duo answers
+    "habits": Disturbance(12, (0, 0), True, habits),
+    "outage": Disturbance(10, (0.05, 20), False, rules(fault_rate=[1.0], fault_kinds=[
+        ("error_500",), ("error_503",), ("html_502", "not_json"), ("empty_200", "stat_fail"), ("reset", "cut")])),
+    "flaky": Disturbance(8, (1, 48), False, rules(
+        fault_rate=[0.05, 0.2, 0.5], fault_kinds=[COMMON_FAULTS], stall_s=[5.0, 60.0])),
+    "rate_limit": Disturbance(12, (1, 100), False, rate_limit),
+    "forgotten_cursors": Disturbance(4, (24, 300), True, rules(cursor_lifetime=[0.0, 1.0, 10.0])),
+    "refused_cursors": Disturbance(4, (24, 300), True, rules(cursor_pages=[1, 2, 5])),
+    "missing_metadata": Disturbance(6, (24, 300), True, rules(
+        fault_rate=[0.2], fault_kinds=[("no_metadata",), ("no_cursor",), ("no_metadata", "no_cursor")])),
+    "spoilt_json": Disturbance(3, (1, 24), True, rules(fault_rate=[0.1], fault_kinds=[("nan", "deep", "truncated")])),
+    "lying_counts": Disturbance(4, (24, 300), True, rules(total=["remaining", "changing", "page"])),
+    "refused_log": Disturbance(4, (1, 40), False, rules(missing=SOME_LOGS)),
+    "date_outage": Disturbance(2, (0.5, 4), False, rules(fault_rate=[1.0], fault_kinds=[("clock_401",)])),
+    # What lies between
+    "no_network": Disturbance(12, (0.02, 30), False, network("refused", "unreachable", "silent")),
+    "slow_link": Disturbance(4, (2, 60), True, slow_link),
+    "proxy_date": Disturbance(4, (1, 60), True, rules(date_offset=lambda draw: draw.choice((-1, 1)) * draw.uniform(1200, 9000))),
+    # The machine
+    "kill": Disturbance(80, (0, 0), False, kill),
+    "power_failure": Disturbance(12, (0, 0), False, power_failure),
+    "sigterm": Disturbance(30, (0, 0), False, sigterm),
+    "suspend": Disturbance(12, (0, 0), False, suspend),
+    "clock_step": Disturbance(12, (0.2, 100), True, clock_step),
+    "drift": Disturbance(3, (100, 700), True, drift),
+    "full_disk": Disturbance(8, (0.1, 6), False, disk(full=[True])),
+    "odd_folder": Disturbance(4, (2, 48), True, disk(odd_folder=[errno.EINVAL])),
+    "closed_folder": Disturbance(2, (1, 10), False, disk(odd_folder=[errno.EACCES])),
+    "unreadable_output": Disturbance(3, (24, 300), True, disk(unreadable=[True])),
+    "rotation": Disturbance(52, (0, 0), True, of_operator("rotate")),
+    # The operator
+    "reconfigure": Disturbance(12, (0, 0), False, of_operator("reconfigure")),
+    "since_back": Disturbance(4, (0, 0), False, of_operator("since_back")),
+    "since_forward": Disturbance(3, (0, 0), False, of_operator("since_forward")),
+    "lost_checkpoint": Disturbance(3, (0, 0), False, of_operator("lose_checkpoint")),
+    "restored_checkpoint": Disturbance(4, (0, 0), False, of_operator("restore_checkpoint")),
+    "replay": Disturbance(12, (0, 0), True, of_operator("replay")),
+    "missing_from": Disturbance(360, (0, 0), True, of_operator("missing_from")),
+    "wrong_key": Disturbance(4, (0.2, 20), False, of_operator("wrong_key")),
+    "fractional_lookback": Disturbance(2, (24, 200), True, of_operator("fractional_lookback")),
+    "another_tenant": Disturbance(3, (0, 0), False, of_operator("another_tenant")),
+}  # fmt: skip
+
+
+class World:
+    """The clock that all go by, the timeline of what happens, and what has to hold."""
+
+    def __init__(self, module: Any, seed: int, without: Tuple[str, ...], folder: Path, days: float, verbose: bool) -> None:
+        self.module, self.seed, self.without, self.folder, self.verbose = module, seed, without, folder, verbose
+        self.draw, self.latency = random.Random(f"{seed} world"), random.Random(f"{seed} latency")
+        self.time, self.end = float(START), START + days * DAY
+        self.wall_offset = self.drift = self.drift_since = self.suspended = 0.0
+        self.booted = self.time - 1000
+        self.timeline: List[Tuple[float, int, str, Callable[[], Any]]] = []
+        self.number = 0
+        self.active: collections.Counter = collections.Counter()
+        self.happened: collections.Counter = collections.Counter()
+        self.calm_since = self.time
+        self.network: Optional[str] = None
+        self.link_bytes_per_s = 0.0
+        self.lookback = self.draw.choice((60, 300, 300, 600, 1800))
+        self.odd_v1_times = self.draw.random() < 0.5  # or short pages: nobody can page on from an event without a time
+        self.habits: Dict[str, Any] = {}
+        self.changes: Dict[int, Dict[str, Any]] = {}
+        self.duo = Simulator(Rules(seed=seed), wall=lambda: self.time, monotonic=lambda: self.time)
+        self.stack: List[Process] = []
+        self.streams: Dict[int, Stream] = {}
+        self.lives = self.requests = self.passes = 0
+        self.checkpoints: Dict[str, float] = {}
+        self.checkpoint_file = str(folder / "checkpoints.json")
+        self.stalls: List[Stall] = []
+        self.ledger = Ledger(self)
+        self.disk = Disk(self)
+        self.edges = module.Edges(now=self.wall, monotonic=self.monotonic, wait=self.wait, session=lambda: Session(self))
+        self.install()
+        self.operator = Operator(self)
+        self.draw_timeline()
+
+    def install(self) -> None:
+        """Put the edges that main() is not given in their places."""
+
+        def no_edge(*_: Any) -> None:
+            raise AssertionError("the clock was read past the edges")
+
+        clocks = dict.fromkeys(("time", "monotonic", "sleep", "time_ns", "monotonic_ns"), no_edge)
+        self.module.os, self.module.open = self.disk, self.disk.open_file
+        self.module.time = types.SimpleNamespace(**{**vars(time), **clocks})
+        self.module.random = random.Random(f"{self.seed} module")
+
+    def has(self, name: str) -> bool:
+        return name not in self.without
+
+    # Time
+
+    def wall(self) -> float:
+        return self.time + self.wall_offset + self.drift * (self.time - self.drift_since)
+
+    def monotonic(self) -> float:
+        return max(0.0, self.time - self.booted) - self.suspended
+
+    def wait(self, seconds: float) -> bool:
+        process = self.process
+        if not process.stopping:
+            self.advance(max(0.0, seconds) + 0.0005, process)  # a sleep is never too short
+        return process.stopping
+
+    def advance(self, seconds: float, waiting: Optional[Process] = None) -> None:
+        """Let time go on, and happen what happens. `waiting` is a process that SIGTERM wakes."""
+        end = self.time + seconds
+        while self.timeline and self.timeline[0][0] <= end:
+            at, _, _, happens = heapq.heappop(self.timeline)
+            self.time, suspended = max(self.time, at), self.suspended
+            happens()
+            end += max(0.0, self.suspended - suspended)
+            if self.stack and self.process.killed:
+                raise Killed
+            if waiting and waiting.stopping:
+                return
+        self.time = max(self.time, end)
+
+    def at(self, when: float, name: str, happens: Callable[[], Any]) -> None:
+        self.number += 1
+        heapq.heappush(self.timeline, (when, self.number, name, happens))
+
+    def draw_timeline(self) -> None:
+        days = int((self.end - START) / DAY) + 1
+        for name, row in DISTURBANCES.items():
+            draw, when = random.Random(f"{self.seed} {name}"), float(START)
+            if not self.has(name):
+                continue
+            if name == "habits":
+                habits(self, draw)
+            while row.per_year:
+                when += draw.expovariate(row.per_year / (365 * DAY))
+                if when > self.end:
+                    break
+                low, high = row.hours
+                hours = low * (high / low) ** draw.random() if low else 0
+                seed = draw.random()
+                if name == "pipeline_stall":
+                    self.draw_stall(when, when + hours * HOUR, draw)
+                self.at(when, name, lambda n=name, h=hours, s=seed: self.happen(n, h, random.Random(s)))
+        for stall in self.stalls:
+            self.at(stall.end, "stall ends", lambda stall=stall: self.ledger.stall_ends(stall))
+        for day in range(days):
+            self.at(START + day * DAY, "day", lambda day=day: self.new_day(day))
+            for half in range(48):
+                self.at(START + day * DAY + half * 1800 + 900, "check", self.check_progress)
+        self.at(self.end, "end", self.stop_service)
+        self.history()
+
+    def history(self) -> None:
+        """What was before the service was begun: little of the busy logs, half a year of the others."""
+        self.ledger.make(START - 3 * DAY, 3)
+        make_day = self.ledger.make_day
+        for day in range(4, 190):
+            for name in OTHERS:
+                make_day(name, START - day * DAY)
+        self.ledger.published = 0
+
+    def draw_stall(self, start: float, end: float, draw: random.Random) -> None:
+        share = 1.0 if draw.random() < 0.6 else draw.uniform(0.2, 0.9)
+        log_types = tuple(LOG_TYPES) if draw.random() < 0.5 else tuple(draw.sample(list(LOG_TYPES), k=3))
+        self.stalls.append(Stall(start, end, share, log_types, []))
+
+    def new_day(self, day: int) -> None:
+        self.ledger.make(START + day * DAY, 1)
+        if day % 30 == 0:
+            self.ledger.forget()
+        if len(self.duo._issued) > 5000:
+            self.duo._issued = dict(list(self.duo._issued.items())[-1000:])
+        if day % 7 == 0:
+            self.operator.back_up()
+
+    def happen(self, name: str, hours: float, draw: random.Random) -> None:
+        row = DISTURBANCES[name]
+        self.tell(f"{name}" + (f" for {hours:.1f} h" if hours else ""))
+        self.happened[name] += 1
+        if hours:
+            self.active[name] += 1
+        elif not row.calm:
+            self.calm_since = self.time
+        for process in self.stack:
+            process.met.add(name)
+        end = row.begin(self, draw)
+        if hours:
+            self.at(self.time + hours * HOUR, name, lambda: self.over(name, end))
+        elif not row.calm:
+            self.calm_since = self.time
+
+    def over(self, name: str, end: Optional[Callable[[], Any]]) -> None:
+        self.tell(f"{name} is over")
+        self.active[name] -= 1
+        if end:
+            end()
+        if not DISTURBANCES[name].calm:
+            self.calm_since = self.time
+
+    def change_rules(self, changes: Dict[str, Any]) -> Callable[[], Any]:
+        """Add changes to the habits; what is returned takes them back."""
+        self.number += 1
+        key = self.number
+        self.changes[key] = changes
+        self.apply_rules()
+
+        def take_back() -> None:
+            del self.changes[key]
+            self.apply_rules()
+
+        return take_back
+
+    def apply_rules(self) -> None:
+        wanted = dict(self.habits)
+        for changes in self.changes.values():
+            wanted.update(changes)
+        for name, default in vars(Rules(seed=self.seed)).items():
+            value = wanted.get(name, default)
+            if getattr(self.duo.rules, name) != value:
+                setattr(self.duo.rules, name, value)
+
+    # Processes
+
+    @property
+    def process(self) -> Process:
+        return self.stack[-1]
+
+    def run(self, kind: str, environ: Dict[str, str], *arguments: str, stdout: Any) -> Process:
+        """A process from its start to its end."""
+        process = Process(kind, arguments, self.time)
+        process.met.update(name for name, count in self.active.items() if count)
+        before, self.disk.environ = self.disk.environ, {"PATH": "", **environ}
+        self.stack.append(process)
+        self.tell(f"{kind} begins: {' '.join(arguments)}")
+        try:
+            with contextlib.redirect_stdout(stdout):
+                process.status = self.module.main(["--env-file", "/dev/null", *arguments], self.edges)
+        except Killed:
+            process.killed = True
+        except Exception:
+            raise Failure("crashed: " + traceback.format_exc()) from None
+        finally:
+            for fd in process.files:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+            self.stack.pop()
+            self.disk.environ = before
+        for stream in self.streams.values():
+            stream.process_ended()
+        self.lives += kind == "service"
+        self.tell(f"{kind} ends: {'killed' if process.killed else process.status}")
+        self.check_status(process)
+        return process
+
+    def kill(self, everybody: bool = False) -> None:
+        if not self.stack:
+            return
+        for process in self.stack if everybody else self.stack[-1:]:
+            process.killed = True
+            self.forgive(process)
+        raise Killed
+
+    def stop_service(self) -> None:
+        if self.stack:
+            self.stack[0].stopping = True
+
+    def forgive(self, process: Process) -> None:
+        """What the process wrote since its last checkpoint may be written again."""
+        process.met.add("disk")
+        if process.kind == "service":
+            for entry in process.unsaved:
+                entry.allowed += 1
+        process.unsaved = []
+
+    def saved(self) -> None:
+        """A new checkpoint file is in place."""
+        self.process.undone += self.process.unsaved
+        self.process.unsaved = []
+        data = Path(self.checkpoint_file).read_bytes()
+        if len(data) > 600_000:
+            raise Failure(f"the checkpoint file has {len(data):,} bytes")
+        document = json.loads(data)
+        for name, key in SINCE_KEYS.items():
+            if key in document and self.process.kind == "service":
+                at = document[key] / (1000 if LOG_TYPES[name].unit_ms == 1 else 1)
+                self.checkpoints[name] = at
+                self.ledger.checkpoint(name, at)
+
+    def said(self, text: str) -> None:
+        process = self.process
+        for line in text.splitlines():
+            process.lines.append(line)
+            if self.verbose:
+                self.tell("    " + line[21:] if line[:2] == "20" else line)
+            words = re.search(r"(\w+): [\d,]+ events? in [\d,]+ requests?", line)
+            if words:
+                process.passes[words[1]] += 1
+                self.passes += 1
+            elif "Traceback" in line:
+                raise Failure(line)
+            elif "a hole" in line:
+                self.ledger.hole(re.search(r"(\w+): ", line)[1], line, process)
+
+    def tell(self, text: str) -> None:
+        if self.verbose:
+            print(f"{(self.time - START) / DAY:8.3f} {stamp(self.time)} {text}", file=sys.__stdout__, flush=True)
+
+    # What has to hold
+
+    def check_status(self, process: Process) -> None:
+        once, status, met = "--once" in process.arguments, process.status, process.met
+        if process.killed or process.kind not in ("service", "since"):
+            return
+        how = f"{' '.join(process.arguments)} ended with {status}"
+        disk = {"disk", "full_disk", "closed_folder"} & met
+        refused = {"refused_log", "date_outage", "wrong_key"} & met or {"proxy_date", "clock_step"} <= met
+        right = {
+            0: once or process.stopping,
+            74: bool(disk),
+            75: once and bool(process.stopping or met),
+            77: once and bool(refused),
+            78: bool(disk or "fractional_lookback" in met),
+        }.get(status, False)
+        if not right:
+            raise Failure(f"{how}, which does not fit what it met: {sorted(map(str, met))}")
+        for name, passes in process.passes.items():
+            if once and passes > 1:
+                raise Failure(f"{how}, and {name} had {passes} passes in it")
+        if once and status == 0:
+            for name in self.operator.log_types:
+                behind = process.began - HIDDEN_S - self.checkpoints.get(name, 0)
+                if behind > 30:  # an answer may have taken so long
+                    raise Failure(f"{how}, though {name} is {behind:.0f} s behind what Duo showed when it began")
+
+    def check_progress(self) -> None:
+        """With Duo and the machine well, each log type gets on."""
+        trouble = [name for name, count in self.active.items() if count and not DISTURBANCES[name].calm]
+        if trouble or {"proxy_date", "clock_step"} <= set(+self.active) or {"proxy_date", "drift"} <= set(+self.active):
+            self.calm_since = self.time
+        if self.time - self.calm_since < CALM_S:
+            return
+        for name in self.operator.log_types:
+            behind = self.time - self.checkpoints.get(name, 0)
+            if behind > self.operator.interval + 20 * MINUTE:
+                raise Failure(f"{name} does not get on: calm since {stamp(self.calm_since)}, {behind:.0f} s behind")
+
+
+# Who runs it
+
+
+class Stdout:
+    """As much of sys.stdout as the collector uses."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def isatty(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        pass
+
+
+class Operator:
+    """Runs the service, by a timer or as a loop, and does what operators do."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.ledger = world, world.ledger
+        self.todo: List[Callable[[], Any]] = []
+        self.log_types, self.once, self.interval = BUSY, False, 300.0
+        self.lookback: Any = world.lookback
+        self.secret_key = world.duo.skey
+        self.rotated: Optional[Path] = None
+        self.rotated_at = 0.0
+        self.backup: Tuple[Optional[bytes], Dict[str, float]] = (None, {})
+        self.open_output()
+        for name in BUSY:
+            self.ledger.floor[name] = START - 2 * DAY
+
+    @property
+    def environ(self) -> Dict[str, str]:
+        seeds = {SINCE_KEYS[name]: str((START - 2 * 86_400) * (1000 // LOG_TYPES[name].unit_ms)) for name in BUSY}
+        return {
+            "DUO_API_HOST": f"https://{HOST}", "DUO_INTEGRATION_KEY": self.world.duo.ikey,
+            "DUO_SECRET_KEY": self.secret_key, "DUO_CHECKPOINT_FILE": self.world.checkpoint_file,
+            "DUO_LOG_TYPES": ",".join(self.log_types), "DUO_INTERVAL": f"{self.interval:.0f}",
+            "DUO_LOOKBACK": str(self.lookback), **seeds}  # fmt: skip
+
+    def open_output(self) -> None:
+        world = self.world
+        world.output = Stream(world.folder / "output.jsonl", self.ledger)
+        world.streams = {world.output.fd: world.output}
+
+    def live(self) -> None:
+        """Until the end of the world: run the service, and between its runs what waits for that."""
+        world = self.world
+        while world.time < world.end:
+            while self.todo:
+                self.todo.pop(0)()
+            if world.time >= world.end:
+                break
+            process = world.run("service", self.environ, *(["--once"] if self.once else []), stdout=Stdout(world.output.fd))
+            if process.status == 78 and self.lookback != world.lookback:
+                self.lookback = world.lookback  # the message says what to write
+            pause = 60 if process.status in (74, 78) else self.interval if self.once else world.draw.uniform(1, 60)
+            world.advance(max(pause, world.booted + 5 - world.time))
+
+    def between_runs(self, action: Callable[[], Any]) -> None:
+        """Stop the service, do that, start it again."""
+        self.todo.append(action)
+        self.world.stop_service()
+
+    # Beside the service
+
+    def rotate(self, draw: random.Random) -> None:
+        world, stream = self.world, self.world.output
+        if stream.tail or len(world.stack) > 1 or stream.path == self.rotated:
+            return
+        self.rotated, self.rotated_at = world.folder / "output.jsonl.1", world.time
+        if draw.random() < 0.5:  # copytruncate
+            shutil.copyfile(stream.path, self.rotated)
+            os.truncate(stream.path, 0)
+            stream.size = stream.synced = 0
+            stream.unsynced.clear()
+        else:
+            os.replace(stream.path, self.rotated)
+            stream.path = self.rotated
+            self.between_runs(lambda: (stream.close(), self.open_output()))
+
+    def replay(self, draw: random.Random) -> None:
+        """Prints what lies between, each event once, whatever the service does."""
+        world, now = self.world, self.world.time
+        since = int(now - draw.uniform(1, 72) * HOUR)
+        until = int(min(since + draw.uniform(0.1, 24) * HOUR, now - 200))
+        path = world.folder / "replay.jsonl"
+        with open(path, "wb") as file:
+            process = world.run("replay", self.environ, "--since", stamp(since), "--until", stamp(until), stdout=file)
+        if process.status != 0:
+            return
+        got = collections.Counter(line.rpartition(b',"eventtype":')[0] for line in path.read_bytes().splitlines())
+        for name in self.log_types:
+            for time_s, key in self.ledger.by_time[name]:
+                entry = self.ledger.entries[key]
+                count, what = got.pop(key, 0), f"replay from {stamp(since)} to {stamp(until)}: {name} of {stamp(time_s)}"
+                if count < entry.count and entry.shown < now and since + 1 < time_s < until - 1 and \
+                        (name, int(time_s)) not in self.ledger.crowds:
+                    raise Failure(f"{what} was printed {count} times of {entry.count}")
+                within = since - 1 <= time_s <= until + 1 or (entry.odd and LOG_TYPES[name].cursor is None)
+                if count > (entry.count if within and entry.shown <= world.time else 0):
+                    raise Failure(f"{what}, shown at {stamp(entry.shown)}, was printed {count} times")
+        if got:
+            raise Failure(f"replay: lines that Duo did not publish: {list(got)[:3]}")
+
+    def missing_from(self, draw: random.Random) -> None:
+        """The daily job that finds what Duo published hours late."""
+        world, now = self.world, self.world.time
+        if not world.knows_missing_from or world.output.tail or not self.world.checkpoints:
+            return
+        since, stdin, file = int(now - 48 * HOUR), sys.stdin, str(world.output.path)
+        if now - self.rotated_at < 60 * HOUR:
+            both = world.folder / "both.jsonl"
+            both.write_bytes(b"".join(p.read_bytes() for p in (self.rotated, world.output.path) if p and p.exists()))
+            sys.stdin, file = open(both), "-"
+        try:
+            process = world.run("missing", self.environ, "--since", stamp(since), "--missing-from", file,
+                                stdout=Stdout(world.output.fd))  # fmt: skip
+        finally:
+            if file == "-":
+                sys.stdin.close()
+            sys.stdin = stdin
+        if process.status != 0:
+            return
+        for name in self.log_types:
+            end = min(self.ledger.newest[name], world.checkpoints.get(name, 0) - world.lookback) - 2
+            for time_s, key in self.ledger.by_time[name][-20_000:]:
+                entry = self.ledger.entries[key]
+                if since < time_s < end and entry.shown < now and entry.written < entry.count and \
+                        (name, int(time_s)) not in self.ledger.crowds:
+                    raise Failure(f"--missing-from has not written {name} of {stamp(time_s)}, shown at {stamp(entry.shown)}")
+
+    # Between two runs of the service
+
+    def reconfigure(self, draw: random.Random) -> None:
+        def act() -> None:
+            self.log_types = BUSY + tuple(draw.sample(OTHERS, k=draw.randrange(len(OTHERS) + 1)))
+            self.once = draw.random() < 0.3
+            self.interval = draw.choice((900.0, 3600.0)) if self.once else draw.choice((300.0, 300.0, 600.0))
+
+        self.between_runs(act)
+
+    def fractional_lookback(self, draw: random.Random) -> Callable[[], Any]:
+        def set_to(value: Any) -> Callable[[], Any]:
+            return lambda: self.between_runs(lambda: setattr(self, "lookback", value))
+
+        set_to(self.world.lookback + 0.5)()
+        return set_to(self.world.lookback)
+
+    def wrong_key(self, draw: random.Random) -> Callable[[], Any]:
+        def set_to(value: Any) -> Callable[[], Any]:
+            return lambda: self.between_runs(lambda: setattr(self, "secret_key", value))
+
+        set_to("0" * 40)()
+        return set_to(self.world.duo.skey)
+
+    def since_back(self, draw: random.Random) -> None:
+        self.between_runs(lambda: self.start_at(self.world.time - draw.uniform(0.2, 100) * HOUR, draw))
+
+    def since_forward(self, draw: random.Random) -> None:
+        self.between_runs(lambda: self.start_at(self.world.time - draw.uniform(0, 600), draw))
+
+    def lose_checkpoint(self, draw: random.Random) -> None:
+        """Gone, or with the file that is shipped in its place."""
+
+        def act() -> None:
+            path = Path(self.world.checkpoint_file)
+            if draw.random() < 0.5:
+                path.unlink(missing_ok=True)
+            else:
+                path.write_bytes((SCRIPT.parent / "checkpoints.json").read_bytes())
+            self.ledger.again_from(dict.fromkeys(OTHERS, 0.0))
+            self.ledger.floor.update(dict.fromkeys(OTHERS, 0.0))
+            self.world.lives += 1
+            self.start_at(self.world.time - draw.uniform(0.2, 100) * HOUR, draw)
+
+        self.between_runs(act)
+
+    def start_at(self, since: float, draw: random.Random) -> None:
+        """--once --since, maybe with a wrong key: it counts from there on, whatever becomes of that run."""
+        world, environ, log_types = self.world, self.environ, self.log_types
+        since = float(int(since))
+        for name in log_types:
+            self.ledger.again_from({name: since})
+            self.ledger.floor[name] = since
+        world.lives += 1
+        if draw.random() < 0.3:
+            environ["DUO_SECRET_KEY"] = "0" * 40
+        while world.time < world.end:
+            began = {"wrong_key"} if environ["DUO_SECRET_KEY"] != world.duo.skey else set()
+            world.active["wrong_key"] += len(began)
+            process = world.run("service", environ, "--once", "--since", stamp(since), stdout=Stdout(world.output.fd))
+            world.active["wrong_key"] -= len(began)
+            if process.status in (0, 75, 77):
+                break
+            world.advance(max(600, world.booted + 5 - world.time))
+
+    def back_up(self) -> None:
+        path = Path(self.world.checkpoint_file)
+        self.backup = (path.read_bytes() if path.exists() else None, dict(self.ledger.floor))
+
+    def restore_checkpoint(self, draw: random.Random) -> None:
+        def act() -> None:
+            data, floor = self.backup
+            if data is None:
+                return
+            document = json.loads(data)
+            Path(self.world.checkpoint_file).write_bytes(data)
+            for name, key in SINCE_KEYS.items():
+                at = document.get(key, 0) / (1000 if LOG_TYPES[name].unit_ms == 1 else 1)
+                self.ledger.again_from({name: at - 17 * HOUR})
+            self.ledger.floor = dict(floor)
+            self.world.lives += 1
+
+        self.between_runs(act)
+
+    def another_tenant(self, draw: random.Random) -> None:
+        """An .env copied with its checkpoint file: nothing is asked, nothing changed."""
+
+        def act() -> None:
+            world, path = self.world, Path(self.world.checkpoint_file)
+            if not path.exists() or not world.checkpoints:
+                return
+            before, asked = path.read_bytes(), world.requests
+            environ = {**self.environ, "DUO_API_HOST": "https://api-another.duosecurity.com"}
+            with open(world.folder / "another.jsonl", "wb") as file:
+                process = world.run("another", environ, "--once", stdout=file)
+            if not process.killed and (process.status, path.read_bytes(), world.requests) != (78, before, asked):
+                raise Failure(f"another tenant's keys with this checkpoint file: ended with {process.status}, "
+                              f"{world.requests - asked} requests, file changed: {path.read_bytes() != before}")  # fmt: skip
+
+        self.between_runs(act)
+
+
+# The command line
+
+
+def load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("simulated_collector", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Verdict(NamedTuple):
+    failure: str  # empty: all held
+    day: float
+    world: World
+
+
+def simulate(path: Path, seed: int, days: float, without: Tuple[str, ...] = (), verbose: bool = False, yearly: Any = None) -> Verdict:
+    """One life. `yearly` is called with the world at the end of each year."""
+    shm = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="simulate.", dir=shm if os.access(shm, os.W_OK) else None) as folder:
+        module = load(path)
+        world = World(module, seed, without, Path(folder), days, verbose)
+        world.knows_missing_from = "--missing-from" in path.read_text()
+        for year in range(1, int(days / 365) + 1):
+            if yearly:
+                world.at(START + year * 365 * DAY - 1, "year", lambda: yearly(world))
+        try:
+            world.operator.live()
+            failure = ""
+        except Failure as failed:
+            failure = str(failed)
+        finally:
+            world.output.close()
+        return Verdict(failure, (world.time - START) / DAY, world)
+
+
+def days_of(text: str) -> float:
+    """118d or 118, in days."""
+    return float(text[:-1] if text.endswith("d") else text)
+
+
+def shrink(path: Path, seed: int, days: float, without: Tuple[str, ...]) -> None:
+    """Say which disturbances a failure needs: leave out one after the other, for good where it fails all the same."""
+    first = simulate(path, seed, days, without)
+    if not first.failure:
+        print(f"seed {seed} does not fail within {days:g} days")
+        return
+    needed, gone = [], list(without)
+    for name in DISTURBANCES:
+        if name in without:
+            continue
+        verdict = simulate(path, seed, days, (*gone, name))
+        (gone if verdict.failure else needed).append(name)
+        print(f"  without {name}: {'fails all the same' if verdict.failure else 'holds, so it is needed'}", flush=True)
+    last = simulate(path, seed, days, tuple(gone))
+    print(f"seed {seed} fails with {', '.join(needed) or 'none of them'} alone, on day {last.day:.1f}: {last.failure}")
+    print(f"tests/simulate --seed {seed} --until {last.day + 0.1:.1f}d --without {','.join(gone)} --verbose")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     epilog="disturbances: " + ", ".join(DISTURBANCES))  # fmt: skip
+    parser.add_argument("--years", type=int, default=1, help="how long each seed's life is (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=None, help="default: a fresh one, which is printed")
+    parser.add_argument("--until", type=days_of, metavar="DAYS", help="end there, as 118d, in place of --years")
+    parser.add_argument("--without", default="", metavar="NAME,...", help="leave these disturbances out")
+    parser.add_argument("--shrink", action="store_true", help="find out which disturbances a failing seed needs")
+    parser.add_argument("--module", type=Path, default=SCRIPT, metavar="PATH", help="another duo_collector.py")
+    parser.add_argument("--verbose", action="store_true", help="all that happens, and what the collector says")
+    options = parser.parse_args()
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
+    without = tuple(name for name in options.without.split(",") if name)
+    if set(without) - set(DISTURBANCES):
+        parser.error(f"no such disturbance: {', '.join(set(without) - set(DISTURBANCES))}")
+    days = options.until or options.years * 365
+    if options.shrink:
+        shrink(options.module, seed, days, without)
+        return 0
+    began, year = time.monotonic(), [0, collections.Counter(), 0, 0]
+
+    def line(world: World, verdict: str = "all held") -> None:
+        what = ", ".join(f"{name} {count}" for name, count in (world.happened - year[1]).most_common())
+        print(f"seed {seed}, year {year[0] + 1}: {world.ledger.published - year[2]:,} events, {world.passes - year[3]:,} passes, "
+              f"{time.monotonic() - began:.0f} s; {what}; {verdict}", flush=True)  # fmt: skip
+        year[:] = [year[0] + 1, world.happened.copy(), world.ledger.published, world.passes]
+
+    verdict = simulate(options.module, seed, days, without, options.verbose, line)
+    if verdict.failure or days % 365:
+        line(verdict.world, "FAILED" if verdict.failure else "all held")
+    if verdict.failure:
+        more = f" --without {','.join(without)}" if without else ""
+        print(f"seed {seed}, day {verdict.day:.3f}: {verdict.failure}")
+        for said in list(verdict.world.stack[-1].lines if verdict.world.stack else [])[-8:]:
+            print("    " + said)
+        print(f"replay: tests/simulate --seed {seed} --until {verdict.day + 0.01:.2f}d{more} --verbose")
+        print(f"shrink: tests/simulate --seed {seed} --until {verdict.day + 0.01:.2f}d{more} --shrink")
+    return 1 if verdict.failure else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
