@@ -200,7 +200,8 @@ def test_a_log_says_now_and_then_how_far_it_is(backlog, collector):
             assert int(share) == pytest.approx(100 * of_all, abs=1) and 0.3 < elapsed_s < took_s
             assert -1.2 < int(left.split(" s")[0]) - elapsed_s * (1 / of_all - 1) < 0.2
     assert duo_collector.REPORT_S == 30
-    assert collector.once("-q", "--log-types", "telephony", "--since", "7h").stderr == ""
+    (line,) = collector.once("-q", "--log-types", "telephony", "--since", "7h").stderr.splitlines()
+    assert " WARNING telephony: --since goes back, so events of 20" in line
 
 
 @pytest.mark.parametrize("total", ["absent", "remaining", "changing", "page"])
@@ -243,7 +244,12 @@ def test_status_tells_how_the_passes_end(duo, collector):
     kept = json.loads(collector.checkpoint_file.read_text())
     assert collector.once("--log-types", "administrator").status == 77
     after = json.loads(collector.checkpoint_file.read_text())
-    assert {**after, "health": None} == {**kept, "health": None} and after["health"] != kept["health"]
+    states = after.pop("state"), kept.pop("state")
+    assert after == kept
+    changed = {(log_type, name) for log_type in DEFAULT for name, value in states[0].pop(log_type).items()
+               if value != states[1][log_type][name]}  # fmt: skip
+    health = {("administrator", name) for name in ("refused", "last_error", "last_error_ms")}
+    assert health <= changed <= {*health, ("administrator", "pass_ms")} and states[0] == {}
 
     asked, (_, document) = len(duo.requests), status(collector)
     at_ms = {key: duo_collector.parse_iso(str(value)) for key, value in document["administrator"].items()}
@@ -275,7 +281,8 @@ def test_max_lag_is_an_exit_status(collector, minutes, status):
     for options in (["--json"], []):
         result = collector.run("--status", "--max-lag", "15m", *options)
         assert (result.status, result.stderr.count("\n")) == (status, status == 75), result.stdout
-        assert status == 0 or re.search("15 min .*: administrator$", result.stderr)
+        said = f" ERROR {collector.checkpoint_file}: behind or ahead by more than 15 min: administrator\n"
+        assert status == 0 or result.stderr.endswith(said), result.stderr
     assert collector.run("--status", "--max-lag", "15m", "--log-types", "telephony").status == 0
     assert collector.run("--status").status == 0
 
@@ -304,11 +311,20 @@ NONSENSE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("health", NONSENSE, ids=lambda health: json.dumps(health)[:60])
-def test_nonsense_for_health_stops_nothing(duo, collector, health, tmp_path):
+NONSENSE_BY_KEY = [
+    *(("health", health) for health in NONSENSE),  # as version 1 kept it
+    *(("state", health["telephony"]) for health in NONSENSE if health and health != NONSENSE[4] and isinstance(health, dict)),
+]
+
+
+@pytest.mark.parametrize("key, health", NONSENSE_BY_KEY, ids=lambda value: json.dumps(value)[:60])
+def test_nonsense_for_health_stops_nothing(duo, collector, key, health, tmp_path):
     fill(duo, "telephony", 5)
     collector.environ.update(DUO_METRICS_FILE=str(tmp_path / "duo.prom"), DUO_LOG_TYPES="telephony")
-    collector.checkpoint_file.write_text(json.dumps({"TELEPHONY_SINCE_TIME": now_ms() - 9 * HOUR, "health": health}))
+    since_ms = now_ms() - 9 * HOUR
+    if key == "state":
+        health = {"telephony": {"since_ms": since_ms, "start_ms": since_ms, "written": {}, **health}}
+    collector.checkpoint_file.write_text(json.dumps({"TELEPHONY_SINCE_TIME": since_ms, key: health}))
     runs = [collector.run("--status"), collector.run("--status", "--json"), collector.once(), collector.run("--status")]
     assert [run.status for run in runs] == [0] * 4, [run.stderr for run in runs]
     assert len(runs[2].events) == 5
@@ -451,14 +467,20 @@ def test_a_metrics_file_in_the_working_directory(duo, collector, tmp_path):
     assert (tmp_path / "duo.prom").read_text()
 
 
-@pytest.mark.parametrize("path, named", [("/nowhere/duo.prom", "/nowhere/"), ("checkpoints", "another path"), ("there", "pip install prometheus_client"),
-                                         ("folder", "folder")])
+def test_metrics_need_no_package(duo, collector, metrics):
+    fill(duo, "telephony", 3)
+    before(collector, "sys.modules['prometheus_client'] = None")
+    result = collector.once("--log-types", "telephony")
+    assert (result.status, "DUO_METRICS_FILE" in result.stderr) == (0, False), result.stderr
+    assert metrics()["events_total", "telephony", None] == 3
+
+
+@pytest.mark.parametrize("path, named", [
+    ("/nowhere/duo.prom", "/nowhere/"), ("checkpoints", "another path"), ("folder", "folder")])
 def test_metrics_that_can_never_be_written_are_78(duo, collector, path, named, tmp_path):
     if path == "checkpoints":
         path = str(collector.checkpoint_file)
-    if path == "there":
-        before(collector, "sys.modules['prometheus_client'] = None")
-    path = {"there": tmp_path / "duo.prom", "folder": tmp_path}.get(path, path)
+    path = {"folder": tmp_path}.get(path, path)
     result = collector.once(environ={"DUO_METRICS_FILE": str(path)})
     (line,) = result.stderr.splitlines()
     assert (result.status, result.stdout, duo.requests) == (78, "", [])
@@ -528,7 +550,8 @@ def test_a_401_says_what_it_most_likely_is(duo, collector, suspect):
     runs = [collector.run("--check", "-v"), collector.once("-v"), collector.run("--status")]
     assert [run.status for run in runs] == [77, 77, 0]
     said = "".join(run.stdout + run.stderr for run in runs)
-    assert said.count(words) == 3 * len(DEFAULT)
+    assert [(run.stdout + run.stderr).count(words) for run in runs] == [1, len(DEFAULT), len(DEFAULT)]
+    assert runs[0].stdout.splitlines()[1:] == [f"{log_type}: the same" for log_type in DEFAULT[1:]]
     assert SECRET[:20] not in said + collector.checkpoint_file.read_text() and OTHER not in said
 
 
@@ -564,7 +587,9 @@ REFUSES = {**FAR, "HTTPS_PROXY": "http://user:hunter2@127.0.0.1:1"}
 def test_what_keeps_duo_out_of_reach_is_told_apart(duo, collector, tmp_path):
     def check_line(collector, **environ):
         result = collector.run("--check", "--log-types", "telephony", environ=environ)
-        assert (result.status, result.stderr, result.stdout.count("\n")) == (75, "", 1)
+        warned = re.findall(r"WARNING (DUO_API_HOST) is \S+\.invalid, which is no host of Duo's", result.stderr)
+        far = environ.get("DUO_API_HOST") == FAR["DUO_API_HOST"]
+        assert (result.status, len(warned), result.stderr.count("\n"), result.stdout.count("\n")) == (75, far, far, 1)
         return result.stdout
 
     duo.inject("telephony", "error_503", "error_500")
