@@ -731,7 +731,8 @@ def test_splunk_gives_the_sourcetype_that_its_detections_search(log_type, lines)
     transform = transforms[stanza["TRANSFORMS-duo_sourcetype"]]
     sourcetype = f"cisco:duo:{log_type}"
     assert props[sourcetype]["KV_MODE"] == "json"
-    for line in lines[log_type]:
+    of_a_child = lines[log_type][0][:-1] + ',"child_account_id":"DAXXXXXXXXXXXXXXXXXX"}'
+    for line in [*lines[log_type], of_a_child]:
         renamed = line
         for s, pattern, replacement, flags in commands:
             assert (s, flags) == ("s", "")
