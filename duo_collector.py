@@ -1,40 +1,44 @@
 #!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.9"
+# dependencies = ["requests>=2.28,<3", "python-dotenv>=0.20,<2"]
+# ///
 """Collect Cisco Duo's audit logs as JSON lines.
 
-The collector signs requests to Duo's Admin API, reads the authentication, administrator and
-telephony logs (activity, offline_enrollment and trust_monitor too, by name), each from its own
-checkpoint, and writes every event as a line of JSON to stdout, for a log shipper to pick up:
+The collector signs requests to Duo's Admin API, reads the authentication, administrator and telephony logs (activity,
+offline_enrollment and trust_monitor too, by name), each from its own checkpoint, and writes every event as a line of
+JSON to stdout, for a log shipper to pick up:
 
     duo_collector.py --check      do the host, the keys and the permission work?
     duo_collector.py --once       one pass until caught up, then exit: for cron or a timer
     duo_collector.py              a pass, a pause, a pass, until SIGTERM or SIGINT
     duo_collector.py --status     where has each log type got to?
+    duo_collector.py --since 48h --missing-from FILE      what does Duo have that FILE does not?
 
-The promise: every event that Duo publishes is written at least once, and twice only where the
-process ended, however it did, between writing a page and saving its checkpoint. So a page is written and
-flushed first, then the checkpoint is saved; and as Duo publishes some events late, each pass reads
-a little of the past again, and drops what was written before.
+The guarantee: every event that Duo publishes is written at least once, and twice only where the process ended between
+writing a page and saving its checkpoint. So a page is written and flushed first, and then its checkpoint is saved.
+Some events are published late, so each pass reads the last minutes before the checkpoint again (DUO_LOOKBACK) and
+drops what was written before; and it starts no later than at the newest event known, so that nothing is lost when
+Duo's log pipeline stands still for hours. What comes later, beside events that came on time, --missing-from finds.
 
-The file reads in the order in which data flows: log types, settings, signing, requests, pages,
-windows, checkpoints, output, pace, the pass, the command line. Inside, a time is in milliseconds
-since 1970, a duration says its unit in its name; units are converted where data comes in or goes out.
+The file reads in the order in which data flows: log types, settings, signing, requests, pages, walks, checkpoints,
+output, pace, passes, reports, the command line. Names in _ms are in milliseconds (of a time: since 1970), in _s in s.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import codecs
 import contextlib
+import difflib
 import email.utils
+import errno
 import fcntl
-import functools
 import hashlib
 import hmac
-import importlib.util
-import io
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -45,37 +49,44 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from itertools import accumulate, islice
-from operator import itemgetter
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar
-from urllib.parse import quote, urlsplit
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
 
 if sys.version_info < (3, 9):  # noqa: UP036
     sys.exit(f"duo_collector.py needs Python 3.9 or newer; this is {sys.version.split()[0]}")
-if TYPE_CHECKING:  # at run time it is imported where it is needed: it takes longer than all of --status
+if TYPE_CHECKING:  # imported where it is needed: importing it takes longer than all of --status
     import requests
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 T = TypeVar("T")
+When = Callable[[int], int]  # from now to a time, both in ms and by Duo's clock
 log = logging.getLogger("duo_collector")
 
 
 class CollectorError(Exception):
-    """Ends the process: the line for the user, and the exit status."""
+    """Ends the process, with this message and this exit status."""
 
-    def __init__(self, line: str, status: int) -> None:
-        super().__init__(line)
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
         self.status = status
 
 
-class GaveUp(Exception):
-    """Ends one log type's pass; the next pass tries again."""
+class Problem(Exception):
+    """A request brought no page: why, and the answer of Duo's that says so, if there is one."""
 
     status, outcome = 75, "failed"
+
+    def __init__(self, reason: str, answer: Answer | None = None) -> None:
+        super().__init__(reason)
+        self.answer = answer
+
+
+class GaveUp(Problem):
+    """Ends the pass of one log type; the next pass tries again."""
 
 
 class Refused(GaveUp):
@@ -85,25 +96,29 @@ class Refused(GaveUp):
 
 
 class BadRequest(GaveUp):
-    """Duo answers 400: to the parameters, or to a cursor that it has forgotten."""
+    """Duo answers 400: to the parameters, or to a cursor that it does not accept any more."""
 
 
-class Failed(Exception):
-    """A request failed in passing: no connection, no answer in time, a 5xx, nonsense."""
+class Failed(Problem):
+    """It may succeed when it is repeated: no connection, no answer in time, a 5xx, nonsense."""
 
-    status, outcome = 75, "failed"
-    patience_s = 30  # after so long with nothing else the log type is given up for this pass
-
-    def __init__(self, reason: str, retry_after_s: float = 0) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
+    patience_s = 30  # a log type that meets nothing else for this long gives up for this pass
 
 
 class Limited(Failed):
     """Duo answers 429: too many requests."""
 
-    outcome = "limited"
-    patience_s = 300
+    outcome, patience_s = "limited", 300
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What the program takes from the outside. Tests pass their own, and run all of it in virtual time."""
+
+    now: Callable[[], float]  # s since 1970, by the local clock
+    monotonic: Callable[[], float]  # s
+    wait: Callable[[float], bool]  # for so many s; True as soon as SIGTERM or SIGINT has come
+    session: Callable[[], requests.Session]
 
 
 # Log types
@@ -111,52 +126,55 @@ class Limited(Failed):
 
 @dataclass(frozen=True)
 class LogType:
-    """One of Duo's logs: all in which it differs from the others. Source: duo.com/docs/adminapi#logs."""
+    """One of Duo's logs: everything in which it differs from the others. Source: duo.com/docs/adminapi#logs."""
 
     name: str
-    path: str
-    since_key: str  # in the environment and in the checkpoint file
-    unit_ms: int  # of Duo's bounds and of the checkpoint: 1 (13 digits) or 1000 (10 digits)
+    path: str  # below /admin/
+    since_key: str  # its name in the environment and in the checkpoint file
+    unit_ms: int  # unit of Duo's bounds and of the checkpoint: 1 (13 digits) or 1000 (10 digits)
     list_key: str  # the member of the answer that holds the events
     time_field: str  # ISO 8601, or a number in the unit
-    id_field: str | None = None  # None: an event is known by its content
+    id_field: str = ""  # empty: an event is identified by its content
     page_size: int = 1000
-    cursor: str | None = None  # the parameter that asks for the next page; None: a later mintime does
-    sort: str | None = None  # where a log can be sorted, newest first is the default
-    kept_days: int | None = None  # an earlier mintime is answered with 400; None: any is taken
-    delay_ms: int = 120_000  # Duo shows nothing younger; who asks for it loses what is published in between
+    cursor: str = ""  # the parameter that asks for the next page; empty: a later mintime does
+    sort: str = ""  # where a log can be sorted, the default is newest first
+    kept_days: int = 0  # Duo answers 400 to an earlier mintime; 0: it accepts any
+    delay_ms: int = 120_000  # Duo shows nothing younger; asking for it loses what is published in between
+    successor: str = ""  # the log that replaces this one, which Duo is deprecating
 
     @property
     def ordered(self) -> bool:
         """Whether no page holds events older than those of the page before it."""
-        return self.sort is not None or self.cursor is None
+        return bool(self.sort) or not self.cursor
+
+    def floor(self, time_ms: float) -> int:
+        """A time in ms, cut to this log type's unit."""
+        return int(time_ms) // self.unit_ms * self.unit_ms
 
     def parse_since(self, text: str) -> int:
         """Read a since time in this log type's unit, as ms. Raises ValueError."""
-        digits = 10 if self.unit_ms == 1000 else 13
+        unit, digits = ("seconds", 10) if self.unit_ms == SECONDS else ("milliseconds", 13)
         if not re.fullmatch(f"[1-9][0-9]{{{digits - 1}}}", text):
-            unit = "seconds" if digits == 10 else "milliseconds"
             raise ValueError(f"write {unit} since 1970, {digits} digits such as {SEED_MS // self.unit_ms}")
         return int(text) * self.unit_ms
 
 
 MS, SECONDS = 1, 1000
-SEED_MS = 1661022959934  # 2022-08-20: where collection starts unless told otherwise
+SEED_MS = 1661022959934  # 2022-08-20: where collection starts by default
 
+V2: dict[str, Any] = {"cursor": "next_offset", "sort": "ts:asc", "kept_days": 180}
 LOG_TYPES = {
     log_type.name: log_type
     for log_type in (
-        LogType("authentication", "/admin/v2/logs/authentication", "AUTH_SINCE_TIME", MS, "authlogs",
-                "isotimestamp", "txid", cursor="next_offset", sort="ts:asc", kept_days=180),
-        LogType("administrator", "/admin/v1/logs/administrator", "ADMIN_SINCE_TIME", SECONDS, "response",
-                "timestamp"),
-        LogType("telephony", "/admin/v2/logs/telephony", "TELEPHONY_SINCE_TIME", MS, "items",
-                "ts", "telephony_id", cursor="next_offset", sort="ts:asc", kept_days=180),
-        LogType("activity", "/admin/v2/logs/activity", "ACTIVITY_SINCE_TIME", MS, "items",
-                "ts", "activity_id", cursor="next_offset", sort="ts:asc", kept_days=180),
-        LogType("offline_enrollment", "/admin/v1/logs/offline_enrollment", "OFFLINE_ENROLLMENT_SINCE_TIME",
-                SECONDS, "response", "timestamp"),
-        LogType("trust_monitor", "/admin/v1/trust_monitor/events", "TRUST_MONITOR_SINCE_TIME", MS, "events",
+        LogType("authentication", "v2/logs/authentication", "AUTH_SINCE_TIME", MS, "authlogs", "isotimestamp",
+                "txid", **V2),
+        LogType("administrator", "v1/logs/administrator", "ADMIN_SINCE_TIME", SECONDS, "response", "timestamp",
+                successor="activity"),
+        LogType("telephony", "v2/logs/telephony", "TELEPHONY_SINCE_TIME", MS, "items", "ts", "telephony_id", **V2),
+        LogType("activity", "v2/logs/activity", "ACTIVITY_SINCE_TIME", MS, "items", "ts", "activity_id", **V2),
+        LogType("offline_enrollment", "v1/logs/offline_enrollment", "OFFLINE_ENROLLMENT_SINCE_TIME", SECONDS,
+                "response", "timestamp", successor="activity"),
+        LogType("trust_monitor", "v1/trust_monitor/events", "TRUST_MONITOR_SINCE_TIME", MS, "events",
                 "surfaced_timestamp", "sekey", page_size=200, cursor="offset", kept_days=180),
     )
 }  # fmt: skip
@@ -170,143 +188,155 @@ DEFAULT_LOG_TYPES = "authentication,administrator,telephony"
 class Settings:
     """Everything that a run is told, checked."""
 
-    base_url: str
-    host: str  # lower case, no port: what is signed, and what every event carries
-    integration_key: str
-    secret_key: str = field(repr=False)
     log_types: tuple[LogType, ...]
     checkpoint_file: str
     seeds: Mapping[LogType, int]  # ms
-    since: str | None  # as given: an age counts from now by Duo's clock
-    interval_s: float
-    requests_per_minute: float
-    lookback_ms: int
-    until: str | None = None  # as given; with it the range is printed, and no checkpoint read or moved
+    base_url: str = ""
+    integration_key: str = ""
+    secret_key: str = field(default="", repr=False)
+    account_id: str = ""  # of the child account to collect, with the keys of its parent
+    interval_s: float = 300
+    requests_per_minute: float = 50
+    lookback_ms: int = 300_000
+    metrics_file: str = ""
+    since: When | None = None
+    until: When | None = None  # with it a range is printed, and no checkpoint read or moved
+    missing_from: str = ""  # a file of lines that were written before: only what it lacks is printed
     max_lag_ms: int | None = None
-    metrics_file: str | None = None
+
+    @property
+    def host(self) -> str:
+        """What is signed, and what every event carries: lower case, no port."""
+        return urlsplit(self.base_url).hostname or ""
+
+    @property
+    def account(self) -> str:
+        """Whose events these are, as the checkpoint file names it."""
+        return self.host + (f"/{self.account_id}" if self.account_id else "")
 
 
-def load_env_file(path: str, required: bool) -> None:
-    """Put the settings of a .env file into the environment; what is there already wins. Raises CollectorError."""
-    from dotenv import dotenv_values
+PATHS = ("DUO_CHECKPOINT_FILE", "DUO_METRICS_FILE", "DUO_SECRET_KEY_FILE")
+REQUIRED = ("DUO_API_HOST", "DUO_INTEGRATION_KEY", "DUO_SECRET_KEY")
+OTHERS = "DUO_ACCOUNT_ID DUO_LOG_TYPES DUO_INTERVAL DUO_REQUESTS_PER_MINUTE DUO_LOOKBACK"
+VARIABLES = (*REQUIRED, *PATHS, *OTHERS.split())
 
+
+def load_env_file(path: str, required: bool) -> bool:
+    """Put what a .env file says into the environment, where that says nothing; is there one? Raises CollectorError."""
+    from dotenv.parser import parse_stream
+
+    folder = os.path.dirname(os.path.abspath(path))
     try:
         with open(path, encoding="utf-8-sig") as file:
-            values = dotenv_values(stream=io.StringIO(file.read()), interpolate=False)
-            mode = os.fstat(file.fileno()).st_mode
-    except FileNotFoundError:
-        if required:
-            raise CollectorError(f"--env-file {path}: there is no such file", 78) from None
-        return
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise CollectorError(f"settings file {path} cannot be read: {reason}", 78) from None
-    if stat.S_ISREG(mode) and mode & 0o077:
-        log.warning("%s can be read by other users, and may hold the secret key: chmod 600 it", path)
-    for name, value in values.items():
-        try:
-            os.environ.setdefault(name, value or "")
-        except ValueError:
-            raise CollectorError(f"settings file {path}: {name!r} cannot be a variable", 78) from None
+            if stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode) and mode & 0o077:
+                log.warning("%s can be read by other users, and may hold the secret key: chmod 600 it", path)
+            for line in parse_stream(file):
+                value = line.value or ""
+                if line.error:
+                    log.warning("settings file %s, line %d: this is not NAME=VALUE", path, line.original.line)
+                elif value and line.key in PATHS:  # a relative one starts at the file's folder: cron starts elsewhere
+                    value = os.path.join(folder, os.path.expanduser(value))
+                os.environ.setdefault(line.key or "_", value)
+        return True
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no variable can have
+        if required or not isinstance(error, FileNotFoundError):
+            raise CollectorError(f"settings file {path} cannot be read: {reason(error)}", 78) from None
+        return False
 
 
-def load_settings(options: argparse.Namespace, environ: Mapping[str, str], now_ms: int) -> Settings:
-    """Check all that a run needs: an option before its variable before the default. Raises CollectorError."""
+def load_settings(options: argparse.Namespace, environ: Mapping[str, str], looked_for: str = "") -> Settings:
+    """Check everything that a run needs: an option, before its variable, before the default. Raises CollectorError."""
 
-    def setting(variable: str, default: str, parse: Callable[[str], T], option: str = "") -> T:
+    def setting(variable: str, parse: Callable[[str], T], default: str = "", option: str = "") -> T:
         given = getattr(options, option[2:].replace("-", "_")) if option else None
         text = given if given is not None else environ.get(variable) or default
         try:
             return parse(text)
         except (ValueError, OSError) as wrong:
             label, status = (variable, 78) if given is None else (option, 2)
-            found = f"is {one_line(repr(text))}" if text else "is not set" if given is None else "is empty"
-            raise CollectorError(f"{label} {found}: {wrong}", status) from None
+            found = "" if parse is parse_key else f" {one_line(repr(text))}" if text else " is empty"
+            raise CollectorError(f"{label}{found}: {reason(wrong)}", status) from None
 
-    def asked(option: str, parse: Callable[[str], T]) -> T | None:
-        """What an option says that has neither a variable nor a default."""
-        return setting("", "", parse, option) if getattr(options, option[2:].replace("-", "_")) is not None else None
+    def optional(option: str, parse: Callable[[str], T]) -> T | None:
+        return setting("", parse, "", option) if getattr(options, option[2:].replace("-", "_")) is not None else None
 
-    def when(text: str) -> str:
-        parse_when(text, now_ms)
-        return text
-
-    setting("REQUESTS_CA_BUNDLE", "", parse_bundle)
+    online, key_file = not options.status, environ.get("DUO_SECRET_KEY_FILE")
+    secret = ("DUO_SECRET_KEY_FILE", parse_key_file) if key_file else ("DUO_SECRET_KEY", parse_key)
+    if online:  # --status makes no request, so it needs no host and no keys
+        for name in sorted(name for name in environ if name.startswith("DUO_") and name not in VARIABLES):
+            nearest = difflib.get_close_matches(name, VARIABLES, 1, 0)[0]
+            log.warning("%s is not a setting, and is ignored; did you mean %s?", one_line(name), nearest)
+        missing = [name for name in (REQUIRED[:2] if key_file else REQUIRED) if not environ.get(name)]
+        if missing:
+            said = ", ".join(f"{name} is {'empty' if name in environ else 'not set'}" for name in missing)
+            raise CollectorError(said + looked_for, 78)
+    collects = not (options.status or options.check or options.accounts or (options.until and not options.missing_from))
+    if not os.path.exists(environ.get("REQUESTS_CA_BUNDLE") or "/"):  # which requests reads by itself
+        bundle = one_line(repr(environ["REQUESTS_CA_BUNDLE"]))
+        raise CollectorError(f"REQUESTS_CA_BUNDLE {bundle}: write the path of a file or folder of certificates", 78)
     beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "checkpoints.json")
-    online = not options.status  # --status makes no request, so it needs no host and no keys
-    base_url, host = setting("DUO_API_HOST", "", parse_host) if online else ("", "")
     settings = Settings(
-        base_url=base_url,
-        host=host,
-        integration_key=parse_key("DUO_INTEGRATION_KEY", environ.get("DUO_INTEGRATION_KEY", "")) if online else "",
-        secret_key=load_secret_key(environ) if online else "",
-        log_types=setting("DUO_LOG_TYPES", DEFAULT_LOG_TYPES, parse_log_types, "--log-types"),
-        checkpoint_file=setting("DUO_CHECKPOINT_FILE", beside, parse_path, "--checkpoint-file"),
-        seeds={row: setting(row.since_key, str(SEED_MS // row.unit_ms), row.parse_since) for row in LOG_TYPES.values()},
-        since=asked("--since", when),
-        until=asked("--until", when),
-        max_lag_ms=asked("--max-lag", parse_age),
-        interval_s=setting("DUO_INTERVAL", "300", number("seconds", 0.01, 86_400), "--interval"),
-        requests_per_minute=setting("DUO_REQUESTS_PER_MINUTE", "50", number("requests", 1, 1_000_000)),
-        lookback_ms=int(setting("DUO_LOOKBACK", "300", number("seconds", 0, 86_400)) * 1000),
-        metrics_file=setting("DUO_METRICS_FILE", "", parse_metrics_file) if online and options.until is None else None,
-    )
-    if settings.metrics_file == settings.checkpoint_file:
-        raise CollectorError("DUO_METRICS_FILE names the checkpoint file: write another path", 78)
+        base_url=setting("DUO_API_HOST", parse_host) if online else "",
+        integration_key=setting("DUO_INTEGRATION_KEY", parse_key) if online else "",
+        secret_key=setting(*secret) if online else "",
+        account_id=setting("DUO_ACCOUNT_ID", parse_account_id),
+        log_types=setting("DUO_LOG_TYPES", parse_log_types, DEFAULT_LOG_TYPES, "--log-types"),
+        checkpoint_file=setting("DUO_CHECKPOINT_FILE", parse_path, beside, "--checkpoint-file"),
+        seeds={row: setting(row.since_key, row.parse_since, str(SEED_MS // row.unit_ms)) for row in LOG_TYPES.values()},
+        interval_s=setting("DUO_INTERVAL", parse_interval, "300", "--interval"),
+        requests_per_minute=setting("DUO_REQUESTS_PER_MINUTE", partial(number, "requests", 1, 1_000_000), "50"),
+        lookback_ms=1000 * int(setting("DUO_LOOKBACK", partial(number, "whole seconds", 0, 86_400, whole=True), "300")),
+        metrics_file=setting("DUO_METRICS_FILE", parse_path) if collects and environ.get("DUO_METRICS_FILE") else "",
+        since=optional("--since", parse_when),
+        until=optional("--until", parse_when),
+        missing_from=options.missing_from or "",
+        max_lag_ms=optional("--max-lag", parse_age),
+    )  # fmt: skip
+    path = settings.metrics_file
+    usable = path != settings.checkpoint_file and not os.path.isdir(path) and os.access(os.path.dirname(path), os.W_OK)
+    if path and not usable:
+        remedy = "write another path, of a file in a folder that may be written to"
+        raise CollectorError(f"DUO_METRICS_FILE {one_line(repr(path))}: {remedy}", 78)
     return settings
 
 
-def parse_host(text: str) -> tuple[str, str]:
-    """Read DUO_API_HOST as (base URL, host name). Raises ValueError."""
-    scheme, _, rest = text.rpartition("://")
-    label = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-    match = re.fullmatch(rf"(?P<name>{label}(\.{label})*|\[::1\])(?P<port>:[0-9]{{1,5}})?", rest)
-    if scheme not in ("https", "http", "") or not match or int((match["port"] or ":0")[1:]) > 65535:
+# Parsers of settings: each raises ValueError, whose text says what to write instead.
+
+
+def parse_host(text: str) -> str:
+    label, number = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
+    loopback = rf"(localhost|127(\.{number}){{3}}|\[::1\])(:(?P<port>[0-9]{{1,5}}))?"
+    match = re.fullmatch(rf"((?P<scheme>https?)://)?(?P<at>{loopback}|(?P<name>{label}(\.{label})+))/?", text.lower())
+    if not match or int(match["port"] or 0) > 65535:
         raise ValueError("write https://api-XXXXXXXX.duosecurity.com, the API hostname with nothing after it")
-    name, port = match["name"].lower(), match["port"] or ""
-    loopback = re.fullmatch(r"localhost|127(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}|\[::1\]", name)
-    if not loopback and "." not in name:
-        raise ValueError("write the whole API hostname, as api-XXXXXXXX.duosecurity.com")
-    if scheme == "http" and not loopback:
+    if match["name"] and match["scheme"] == "http":
         raise ValueError("write https://; plain http:// is for a loopback address only")
-    if port and not loopback:
-        raise ValueError(f"write it without {port}; Duo answers on the standard port")
-    return f"{scheme or 'https'}://{name}{port}", name.strip("[]")
+    if "api-xxxxxxxx." in match["at"]:
+        raise ValueError("that is the placeholder; write the API hostname that the Duo Admin Panel shows")
+    if match["name"] and not match["name"].endswith((".duosecurity.com", ".duofederal.com")):
+        log.warning("DUO_API_HOST is %s, which is no host of Duo's: signed requests go there", match["name"])
+    return f"{match['scheme'] or 'https'}://{match['at']}"
 
 
-def parse_key(label: str, text: str) -> str:
-    """Check a key for what copying most often adds to it, without showing it. Raises CollectorError."""
-    if not text:
-        raise CollectorError(f"{label} is not set, in the environment or the settings file", 78)
-    for found, pattern in (
-        ("a space or line break at its start or end", r"\s.*|.*\s"),
-        ("quotes in it", r".*[\"'`].*"),
-        ("a space or line break in it", r".*\s.*"),
-        ("characters in it that no Duo key has", r".*[^!-~].*"),
-    ):
-        if re.fullmatch(pattern, text, re.DOTALL):
-            raise CollectorError(f"{label} has {found}: write the bare key, as the Duo Admin Panel shows it", 78)
+def parse_key(text: str) -> str:
+    if not re.fullmatch("[!-~]+", text) or re.search("[\"'`]", text):  # it is not shown in what is said of it
+        raise ValueError("there is a space, quote, line break or nothing at all: write the bare key of the Admin Panel")
     return text
 
 
-def load_secret_key(environ: Mapping[str, str]) -> str:
-    """The key in the file that DUO_SECRET_KEY_FILE names, or else DUO_SECRET_KEY. Raises CollectorError."""
-    path = environ.get("DUO_SECRET_KEY_FILE")
-    if not path:
-        return parse_key("DUO_SECRET_KEY", environ.get("DUO_SECRET_KEY", ""))
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(10_000)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise CollectorError(f"DUO_SECRET_KEY_FILE {path!r} cannot be read: {reason}", 78) from None
-    if not text.strip():
-        raise CollectorError(f"DUO_SECRET_KEY_FILE {path!r} is empty: write the secret key to it", 78)
-    return parse_key(f"the key in DUO_SECRET_KEY_FILE {path!r}", text[:-1] if text.endswith("\n") else text)
+def parse_key_file(path: str) -> str:
+    with open(os.path.expanduser(path), encoding="utf-8") as file:
+        text = file.read(10_000)
+    return parse_key(text[:-1] if text.endswith("\n") else text)
+
+
+def parse_account_id(text: str) -> str:
+    if not re.fullmatch("([A-Za-z0-9]{20})?", text):
+        raise ValueError("write the account_id of a child account, 20 letters and digits; --accounts lists them")
+    return text
 
 
 def parse_log_types(text: str) -> tuple[LogType, ...]:
-    """Read a comma-separated list of log types. Raises ValueError."""
     names = [name.strip() for name in text.split(",")]
     if not all(name in LOG_TYPES for name in names):
         raise ValueError("write one or more of " + ",".join(LOG_TYPES))
@@ -317,64 +347,48 @@ def parse_path(text: str) -> str:
     """Read a path, links followed: what a link names is to be replaced, not the link. Raises ValueError."""
     if not text or "\0" in text:
         raise ValueError("write the path of a file")
-    return os.path.realpath(text)
+    return os.path.realpath(os.path.expanduser(text))
 
 
-def parse_metrics_file(text: str) -> str | None:
-    """Read the path of a file to write, and see that it can be written. Raises ValueError."""
-    if not text:
-        return None
-    path = os.path.realpath(text)
-    folder = os.path.dirname(path)
-    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise ValueError("write the path of a file, in a folder that may be written to")
-    if importlib.util.find_spec("prometheus_client") is None:
-        raise ValueError("that needs one package more: .venv/bin/pip install prometheus_client")
-    return path
+def number(unit: str, least: float, most: float, text: str, whole: bool = False) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}" + r"(\.[0-9]{1,9})?" * (not whole), text) or not least <= float(text) <= most:
+        raise ValueError(f"write a number of {unit} from {least:g} to {most:,.0f}")
+    return float(text)
 
 
-def parse_bundle(text: str) -> str:
-    """Check REQUESTS_CA_BUNDLE, which requests reads by itself. Raises ValueError."""
-    if text and not os.path.exists(text):
-        raise ValueError("write the path of a file or folder of certificates; there is none")
-    return text
-
-
-def number(unit: str, least: float, most: float) -> Callable[[str], float]:
-    """A parser of plain decimal numbers from `least` to `most`, which raises ValueError."""
-
-    def parse(text: str) -> float:
-        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or not least <= float(text) <= most:
-            raise ValueError(f"write a number of {unit} from {least:g} to {most:,.0f}")
-        return float(text)
-
-    return parse
-
-
-DAY_MS = 86_400_000
 AGES_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+AGE, DAY_MS = "([0-9]{1,7})([smhdw])", AGES_MS["d"]
 EPOCH, MILLISECOND = datetime(1970, 1, 1, tzinfo=timezone.utc), timedelta(milliseconds=1)
 
 
 def parse_age(text: str) -> int:
-    """Read a length of time such as 90m, as ms. Raises ValueError."""
-    match = re.fullmatch(r"([0-9]{1,7})([smhdw])", text)
+    """Read a length of time such as 90m, as ms."""
+    match = re.fullmatch(AGE, text)
     if not match:
         raise ValueError("write a length of time as 90s, 15m, 24h or 7d")
     return int(match[1]) * AGES_MS[match[2]]
 
 
-def parse_when(text: str, now_ms: int) -> int:
-    """Read --since or --until (ISO 8601, UTC unless it says otherwise; an age; now) as ms. Raises ValueError."""
-    try:
-        when_ms = now_ms if text == "now" else parse_iso(text)
-        when_ms = now_ms - parse_age(text) if when_ms is None else when_ms
-    except ValueError:
-        example = "write a time as 2026-11-01 or 2026-11-01T08:00Z, an age as 90m, 24h or 7d, or now"
-        raise ValueError(example) from None
-    if when_ms > now_ms:
-        raise ValueError(f"that is {duration(when_ms - now_ms)} ahead of now")
-    return max(int(when_ms), 10**12)  # 2001, before Duo was; an earlier time has too few digits for the file
+def parse_interval(text: str) -> float:
+    """Read a number of seconds, or an age such as 10m, as s. Raises ValueError."""
+    with contextlib.suppress(ValueError):
+        text = str(parse_age(text) / 1000)
+    return number("seconds, or an age such as 10m,", 0.01, 86_400, text)
+
+
+def parse_when(text: str) -> When:
+    """Read --since or --until: ISO 8601, UTC unless it says otherwise; an age; now."""
+    iso_ms, is_age = parse_iso(text), re.fullmatch(AGE, text)
+    if not (iso_ms or is_age or text == "now") or (iso_ms or 0) > 4_102_444_800_000:  # the year 2100
+        raise ValueError("write a time as 2026-11-01 or 2026-11-01T08:00Z, an age as 90m, 24h or 7d, or now")
+
+    def when(now_ms: int) -> int:
+        when_ms = int(iso_ms or now_ms - (parse_age(text) if is_age else 0))
+        if when_ms > now_ms:
+            raise ValueError(f"{text} is {duration(when_ms - now_ms)} ahead of now")
+        return max(when_ms, 10**12)  # 2001, before Duo was; an earlier time has too few digits for the file
+
+    return when
 
 
 def parse_iso(text: str) -> float | None:
@@ -393,11 +407,9 @@ def iso(time_ms: float) -> str:
 
 def duration(length_ms: float) -> str:
     """A duration for people, in its two largest units: 3 d 4 h, 5 min 10 s."""
-    seconds, parts = int(length_ms // 1000), []
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, seconds = divmod(seconds, size)
-        parts += [f"{count:,} {unit}"] if count else []
-    return " ".join(parts[:2]) or "0 s"
+    seconds = int(length_ms // 1000)
+    counts = ((seconds // 86_400, "d"), (seconds // 3600 % 24, "h"), (seconds // 60 % 60, "min"), (seconds % 60, "s"))
+    return " ".join([f"{count:,} {unit}" for count, unit in counts if count][:2]) or "0 s"
 
 
 def counted(count: int, noun: str) -> str:
@@ -405,180 +417,188 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def reason(error: BaseException) -> str:
+    """What went wrong, in the system's words."""
+    return one_line(getattr(error, "strerror", None) or str(error))
+
+
+def one_line(text: str) -> str:
+    """Text from outside, fit to be quoted in a log line."""
+    return redact(text)[:300].strip()
+
+
+def redact(text: str) -> str:
+    """Text without line breaks, escape sequences, what may be a secret key, and the password of a proxy."""
+    text = re.sub(r"//[^/\s]*@", "//***@", re.sub("[A-Za-z0-9]{32,}", "***", text))
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 # Signing
 
 
 def canonical_query(parameters: Mapping[str, str]) -> str:
-    """The query string that Duo signs: percent-encoded as in RFC 3986, sorted by encoded name.
-
-    It is sent as it is signed, so that nothing between the two can differ.
-    """
-    encoded = ((quote(name, "~"), quote(text, "~")) for name, text in parameters.items())
-    return "&".join(f"{name}={text}" for name, text in sorted(encoded))
+    """The query string that Duo signs, percent-encoded as in RFC 3986, sorted by encoded name; it is sent as it is."""
+    return urlencode(sorted(parameters.items(), key=lambda item: quote(item[0], "")), quote_via=quote)
 
 
-SHA512_OF_NOTHING = hashlib.sha512(b"").hexdigest()
+def sign(request: requests.PreparedRequest, settings: Settings, date: str) -> requests.PreparedRequest:
+    """Sign a prepared request with an RFC 2822 date, as Duo's own client does: HMAC-SHA512, signature version 5.
 
-
-@dataclass(frozen=True)
-class DuoSignature:
-    """Signs a prepared GET as Duo's own client does: HMAC-SHA512, signature version 5.
-
-    requests calls it, as its auth object, last before sending; having one, it does not look into
-    .netrc. Source: duo.com/docs/adminapi#authentication, and client.py of duo_client.
-    """
-
-    integration_key: str
-    secret_key: str = field(repr=False)
-    host: str
-    date: str  # RFC 2822; Duo refuses one more than five minutes off, so each request has its own
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        url = urlsplit(request.url or "")
-        body = headers = SHA512_OF_NOTHING  # a GET has no body, and we send no X-Duo-* header
-        lines = (self.date, request.method or "", self.host.lower(), url.path, url.query, body, headers)
-        digest = hmac.new(self.secret_key.encode(), "\n".join(lines).encode(), hashlib.sha512).hexdigest()
-        credentials = base64.b64encode(f"{self.integration_key}:{digest}".encode()).decode()
-        request.headers.update({"Date": self.date, "Authorization": f"Basic {credentials}"})
-        return request
+    Source: duo.com/docs/adminapi#authentication, and client.py of duo_client."""
+    url, body = urlsplit(request.url or ""), request.body if isinstance(request.body, bytes) else b""
+    hashes = [hashlib.sha512(part).hexdigest() for part in (body, b"")]  # the second is of no X-Duo-* headers
+    lines = (date, request.method or "", settings.host, url.path, url.query, *hashes)
+    digest = hmac.new(settings.secret_key.encode(), "\n".join(lines).encode(), hashlib.sha512).hexdigest()
+    credentials = base64.b64encode(f"{settings.integration_key}:{digest}".encode()).decode()
+    request.headers.update({"Date": date, "Authorization": f"Basic {credentials}"})
+    return request
 
 
 # Requests
 
-CONNECT_S, SILENCE_S, ANSWER_S = 10, 20, 30  # what a connection, the next byte, a whole answer may take
+CONNECT_S, SILENCE_S, ANSWER_S = 10, 20, 300  # the longest wait for a connection, the next byte, a whole answer
 ANSWER_BYTES = 64_000_000  # a page of 1,000 events has some 1.5 million
-CLOCK_S, JITTER_S = 30, 5  # by how much a local clock may be off Duo's without a warning, and without notice
-CLOCK_ERROR_MS = 1_800_000  # a checkpoint that is less ahead of now may well be right, and the local clock wrong
+JITTER_S, CLOCK_S, SKEW_S = 5, 30, 300  # a difference of clocks that is ignored; that is told; that Duo refuses
+
+
+def open_session() -> requests.Session:
+    """An HTTP session that keeps its connection."""
+    import requests
+
+    session = requests.Session()
+    session.headers["User-Agent"] = f"duo_collector/{__version__}"
+    session.get_redirect_target = lambda resp: None  # type: ignore[method-assign]  # Duo sends no redirects
+    return session
 
 
 class Answer(NamedTuple):
-    """What came back over HTTP, whatever it is; times by the local clock."""
+    """An HTTP response, whatever it is; times by the local clock."""
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    fields: Mapping[str, Any]  # its JSON, with the list of events emptied; empty where it cannot be read
+    events: list[Event] | None  # that list; None where there is none
+    unreadable: str  # why it cannot be read, where it looks like Duo's
     sent_ms: float
     received_ms: float  # when its first byte came
 
-    @property
-    def date_ms(self) -> float | None:
-        """The server's clock, in whole seconds."""
-        return parse_http_date(self.headers.get("Date", ""))
+    def date_ms(self, name: str = "Date") -> float | None:
+        """A date from a header as ms, UTC unless it says otherwise; None where it is none."""
+        with contextlib.suppress(OverflowError, ValueError):
+            parsed = email.utils.parsedate_tz(self.headers.get(name, ""))
+            return email.utils.mktime_tz(parsed) * 1000.0 if parsed else None
+        return None
 
     @property
     def retry_after_s(self) -> float:
         """How long the server asks to wait, at most an hour: seconds, or a date on its clock; 0 where it does not."""
-        text = self.headers.get("Retry-After", "")
-        if re.fullmatch("[0-9]{1,9}", text):
-            return min(3600, float(text))
-        return min(3600, max(0, (parse_http_date(text) or 0) - (self.date_ms or self.received_ms)) / 1000)
-
-
-def parse_http_date(text: str) -> float | None:
-    """A date from a header as ms, UTC unless it says otherwise; None where it is none."""
-    try:
-        date = email.utils.parsedate_to_datetime(text)
-        return (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() * 1000
-    except (IndexError, TypeError, ValueError, OverflowError):
-        return None
+        if re.fullmatch("[0-9]{1,9}", self.headers.get("Retry-After", "")):
+            return min(3600, float(self.headers["Retry-After"]))
+        return min(3600, max(0, (self.date_ms("Retry-After") or 0) - (self.date_ms() or self.received_ms)) / 1000)
 
 
 class Duo:
-    """Duo's Admin API over one kept-alive connection, and what is known of Duo's clock."""
+    """Duo's APIs over one kept-alive connection, and what is known of Duo's clock."""
 
-    def __init__(self, settings: Settings, clock_offset_s: float = 0) -> None:
-        import requests
-
-        self.settings = settings
-        self.clock_offset_s = clock_offset_s  # to be added to the local clock
-        self.clock_warned = False
-        self.session = requests.Session()
-        self.session.headers["User-Agent"] = f"duo_collector/{__version__}"
-        # A redirect is nothing that Duo does. requests would read it even if told not to follow it.
-        self.session.get_redirect_target = lambda resp: None  # type: ignore[method-assign]
+    def __init__(self, settings: Settings, edges: Edges) -> None:
+        self.settings, self.edges, self.session = settings, edges, edges.session()
+        # requests calls it last before sending, so what is signed is what is sent; and having it, reads no .netrc.
+        self.session.auth = lambda request: sign(request, settings, email.utils.formatdate(self.now_ms() / 1000))
+        self.clock_offset_s = 0.0  # to be added to the local clock
+        self.clock_told = False  # whether this pass has warned of the local clock
+        self.answered = set[str]()  # names of the log types that these keys may read
 
     def now_ms(self) -> int:
         """Duo's clock, as far as it is known."""
-        return int((time.time() + self.clock_offset_s) * 1000)
+        return int((self.edges.now() + self.clock_offset_s) * 1000)
 
-    def get(self, path: str, parameters: Mapping[str, str]) -> Answer:
-        """One signed request, one answer of any kind. Raises Failed where none came."""
-        sent_ms, settings, chunks = time.time() * 1000, self.settings, list[bytes]()
-        date = email.utils.formatdate(sent_ms / 1000 + self.clock_offset_s)
-        signature = DuoSignature(settings.integration_key, settings.secret_key, settings.host, date)
+    def send(self, url: str, body: bytes | None, log_type: LogType | None) -> Answer:
+        """A signed GET, or with a body a POST, and its answer, whatever that is. Raises Failed where none came."""
+        method, sent_ms = "POST" if body else "GET", self.edges.now() * 1000
         try:
-            url = f"{settings.base_url}{path}?{canonical_query(parameters)}"
-            with deadline(ANSWER_S):
-                response = self.session.get(url, auth=signature, timeout=(CONNECT_S, SILENCE_S), stream=True)
-                received_ms = time.time() * 1000
-                for chunk in response.iter_content(ANSWER_BYTES + 1):
-                    chunks.append(chunk)
-                    if sum(map(len, chunks)) > ANSWER_BYTES:
-                        raise Failed(f"an answer of more than {ANSWER_BYTES:,} bytes")
-        except Failed:
+            signal.signal(signal.SIGALRM, raise_too_late)  # a timeout of requests is for one read only
+            signal.setitimer(signal.ITIMER_REAL, ANSWER_S)
+            response = self.session.request(method, url, data=body, timeout=(CONNECT_S, SILENCE_S), stream=True)
+            received_ms = self.edges.now() * 1000
+            content = response.raw.read(ANSWER_BYTES + 1, decode_content=True)
+            if len(content) > ANSWER_BYTES:
+                raise Failed(f"an answer of more than {ANSWER_BYTES:,} bytes")
+            response.close()  # which keeps the connection, since all of the answer was read
+        except Exception as error:  # whatever requests and urllib3 raise for a proxy, a header or a certificate
             self.session.close()  # so that the rest of that answer is not taken for the next one
-            raise
-        except Exception as error:  # whatever requests and urllib3 make of a proxy, a header or a certificate
-            raise Failed(f"no answer from {settings.host}: {why_none(error)}") from None
-        body = b"".join(chunks)
-        log.debug("GET %s: %d, %s", url, response.status_code, counted(len(body), "byte"))
-        return Answer(response.status_code, response.headers, body, sent_ms, received_ms)
+            said = f"no answer from {self.settings.host}: {why_none(error)}"
+            raise (error if isinstance(error, Failed) else Failed(said)) from None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        log.debug("%s %s: %d, %s", method, url, response.status_code, counted(len(content), "byte"))
+        read = split_answer(content, log_type)
+        return Answer(response.status_code, response.headers, *read, sent_ms, received_ms)
+
+    def ask(self, path: str, parameters: Mapping[str, str], log_type: LogType | None = None, body: bytes | None = None
+            ) -> Answer:  # fmt: skip
+        """One request and its answer; two where a wrong local clock had signed the first. Raises Failed."""
+        url = self.settings.base_url + path + (f"?{canonical_query(parameters)}" if parameters else "")
+        known_s, answer = self.clock_offset_s, self.send(url, body, log_type)
+        self.learn_clock(answer)
+        if answer.status == 401 and abs(self.clock_offset_s - known_s) > JITTER_S:
+            answer = self.send(url, body, log_type)
+            if answer.status == 401:  # so another date did not help, and that Date has proved nothing
+                self.clock_offset_s = known_s
+        return answer
+
+    def fetch_page(self, log_type: LogType, parameters: Mapping[str, str]) -> Page:
+        """One page of events. Raises Refused, BadRequest, Limited or Failed."""
+        child = {"account_id": self.settings.account_id} if self.settings.account_id else {}
+        answer = self.ask(f"/admin/{log_type.path}", {**parameters, **child}, log_type)
+        response = answer.fields.get("response")
+        holder = response if isinstance(response, dict) else answer.fields
+        said = (answer.status, answer.fields.get("stat"), holder.get(log_type.list_key))
+        if said != (200, "OK", []) or answer.events is None:
+            raise refusal(self, answer, log_type)
+        self.answered.add(log_type.name)
+        metadata = holder.get("metadata") or answer.fields.get("metadata") or {}  # duo_client looks in both places
+        try:
+            cursor, total = read_cursor(metadata.get("next_offset")), read_total(metadata.get("total_objects"))
+            return Page(answer.events, cursor, total)
+        except (AttributeError, ValueError):
+            raise Failed(f"an answer with metadata that make no sense: {one_line(str(metadata))}") from None
 
     def ask_clock(self) -> None:
-        """Learn Duo's clock where no log can be asked for; without an answer the local one has to do."""
-        with contextlib.suppress(Failed, ValueError, RecursionError):
-            answer = self.get("/auth/v2/ping", {})
-            if isinstance(json.loads(answer.body), dict):  # or it is the page of a proxy
-                self.learn_clock(answer)
+        """Learn Duo's clock by a call that needs no signature. Raises Failed. Source: duo_unix #311."""
+        answer = self.ask("/auth/v2/ping", {})
+        try:
+            self.learn_clock(answer, 1000 * int(answer.fields["response"]["time"]))
+        except (KeyError, TypeError, ValueError):
+            raise Failed(f"Duo does not tell its time at /auth/v2/ping ({answer.status})") from None
 
-    def learn_clock(self, answer: Answer) -> float | None:
-        """Compare the local clock with the Date of an answer, which is returned if it can be believed (ms).
-
-        Warns, once, where they are far apart.
-        """
-        # An accepted request had a date that was about right, so an answer an hour from it is not dated rightly.
-        signed_ms = answer.sent_ms + self.clock_offset_s * 1000
-        if answer.date_ms is None or (answer.status == 200 and abs(answer.date_ms - signed_ms) > 3_600_000):
-            return None
-        # Duo stamped it, in whole seconds, between our sending and receiving. Clocks that may be equal are
-        # taken as equal; for others the lower bound is taken, so that no window reaches beyond what Duo shows.
-        equal = answer.sent_ms - 1000 < answer.date_ms <= answer.received_ms
-        self.clock_offset_s = 0 if equal else (answer.date_ms - answer.received_ms) / 1000
-        if abs(self.clock_offset_s) > CLOCK_S and not self.clock_warned:
-            self.clock_warned = True
-            off_s, side = abs(self.clock_offset_s), "behind" if self.clock_offset_s > 0 else "ahead of"
-            log.warning("local clock is %.0f s %s Duo's; collecting by Duo's, but set it right", off_s, side)
-        return answer.date_ms
+    def learn_clock(self, answer: Answer, now_ms: float = 0) -> None:
+        """Take Duo's clock from an answer: `now_ms` if it says that, or its Date, unless a proxy has stamped that."""
+        date_ms, signed_ms = now_ms or answer.date_ms(), answer.sent_ms + self.clock_offset_s * 1000
+        if answer.fields.get("stat") not in ("OK", "FAIL") or date_ms is None:  # it is not Duo's
+            return
+        if abs(date_ms - signed_ms) > SKEW_S * 1000 and not now_ms and answer.status != 401:
+            return  # nor is a Date so far from the one that Duo has accepted
+        # Duo stamped it, in whole seconds, between our sending and receiving. Clocks that may be equal are taken as
+        # equal; for others the lower bound is taken, so that no window reaches beyond what Duo shows.
+        equal = answer.sent_ms - 1000 < date_ms <= answer.received_ms
+        self.clock_offset_s = 0.0 if equal else (date_ms - answer.received_ms) / 1000
 
 
-@contextlib.contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """Raise Failed in a block that takes longer; a timeout of requests is for one read only."""
-
-    def expire(*_: Any) -> NoReturn:
-        raise Failed(f"no complete answer within {seconds:g} s")
-
-    signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+def raise_too_late(*_: Any) -> NoReturn:
+    """The handler of SIGALRM."""
+    raise Failed(f"no complete answer within {ANSWER_S} s")
 
 
-NO_CONNECTION = "no connection ({said}): a firewall or a missing HTTPS_PROXY, or Duo is down"
 UNREACHABLE = {  # by the class of an exception of requests, urllib3 or Python: what it means, and what to do
     "InvalidURL": "an address that cannot be read: look at HTTPS_PROXY",  # its text may hold a password
     "ProxyError": "the proxy refuses, or is not there ({said}): look at HTTPS_PROXY and NO_PROXY",
     "gaierror": "the name does not resolve ({said}): look at DUO_API_HOST, DNS, and for a missing HTTPS_PROXY",
     "SSLCertVerificationError": "its certificate is not trusted ({said}): look at DUO_API_HOST; where a proxy inspects"
-    " TLS, name its CA file in REQUESTS_CA_BUNDLE",
+                                " TLS, name its CA file in REQUESTS_CA_BUNDLE",
     "SSLError": "no TLS ({said}): look at DUO_API_HOST, HTTPS_PROXY and REQUESTS_CA_BUNDLE",
     "ReadTimeoutError": "nothing in time ({said}): a firewall or proxy that swallows requests, or Duo is slow",
-    "ConnectionResetError": "the connection was cut ({said}): a firewall or proxy, or Duo is down",
-    "ConnectTimeoutError": NO_CONNECTION,
-    "ConnectionRefusedError": NO_CONNECTION,
-}
+    "RequestException": "no connection ({said}): a firewall, a missing HTTPS_PROXY, or Duo is down",
+}  # fmt: skip
 
 
 def why_none(error: BaseException) -> str:
@@ -589,18 +609,8 @@ def why_none(error: BaseException) -> str:
         chain += [e for e in inner if isinstance(e, BaseException)][:1]
     names = {kind.__name__ for e in chain for kind in type(e).__mro__}
     meaning = next((text for name, text in UNREACHABLE.items() if name in names), "{said}")
-    said = next((e for e in chain[::-1] if str(e) not in ("", "timed out")), error)  # the one around that says what did
-    return meaning.format(said=one_line(str(said) or type(chain[-1]).__name__))
-
-
-def one_line(text: str) -> str:
-    """Text from outside, fit for a log line."""
-    return "".join(c if c.isprintable() else " " for c in discreet(text)[:300]).strip()
-
-
-def discreet(text: str) -> str:
-    """Text without what may be a secret key in a wrong place, or the password of a proxy."""
-    return re.sub(r"//[^/\s]*@", "//***@", re.sub("[A-Za-z0-9]{32,}", "***", text))
+    said = next((str(e) for e in chain[::-1] if str(e) not in ("", "timed out")), type(chain[-1]).__name__)
+    return meaning.format(said=one_line(said))
 
 
 # Pages
@@ -618,52 +628,27 @@ class Page(NamedTuple):
     """What one request brought."""
 
     events: list[Event]
-    cursor: str | None
-    total: int | None  # events in the window, says Duo: a hint
-    date_ms: float | None  # Duo's clock when it answered, if that is known
+    cursor: str | None = None
+    total: int | None = None  # events in the window, says Duo: a hint
 
 
-def request_page(duo: Duo, log_type: LogType, parameters: Mapping[str, str]) -> Page:
-    """One page from one request; from two where a wrong local clock had signed the first.
-
-    Raises Refused, BadRequest, Limited or Failed.
-    """
-    for signed_again in (False, True):
-        offset_s = duo.clock_offset_s
-        answer = duo.get(log_type.path, parameters)
-        envelope, events = split_answer(answer.body, log_type)
-        # What is not Duo's own JSON may be the page of a proxy, with a clock of its own.
-        date_ms = duo.learn_clock(answer) if envelope.get("stat") in ("OK", "FAIL") else None
-        if answer.status != 401 or abs(duo.clock_offset_s - offset_s) <= JITTER_S or signed_again:
-            break
-    response = envelope.get("response")
-    holder = response if isinstance(response, dict) else envelope
-    if answer.status != 200 or envelope.get("stat") != "OK" or holder.get(log_type.list_key) != [] or events is None:
-        raise refusal(duo, answer, envelope)
-    metadata = holder.get("metadata") or envelope.get("metadata") or {}  # duo_client looks in both places
-    try:
-        cursor, total = read_cursor(metadata.get("next_offset")), read_total(metadata.get("total_objects"))
-        return Page(events, cursor, total, date_ms)
-    except (AttributeError, ValueError):
-        raise Failed(f"an answer with metadata that make no sense: {one_line(str(metadata))}") from None
-
-
-read_value = json.JSONDecoder(parse_constant=int).raw_decode  # int fails on NaN and Infinity, as JSON does
-NOT_ASCII = re.compile(rb"[\x80-\xff]+")
+read_value = json.JSONDecoder(parse_constant=int).raw_decode  # int fails on NaN and Infinity, which are not JSON
+escape = lru_cache(10_000)(lambda text: json.dumps(text)[1:-1])  # names and places come again and again
+NOT_ASCII = re.compile("[^\x00-\x7f]+")
 BETWEEN = re.compile(r"\s*(?:,\s*(?=[^\s\]])|(?=\]))")
 
 
-def split_answer(body: bytes, log_type: LogType) -> tuple[dict[str, Any], list[Event] | None]:
-    """Split an answer into its JSON with the list of events emptied, and the events.
+def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, Any], list[Event] | None, str]:
+    """Split an answer into its JSON with the list of events emptied, those events, and why that cannot be done.
 
-    An event's text goes out as it came in: decoded and encoded again, its numbers would change.
-    What is not a JSON object comes back as an empty one; where there is no list, its place holds None.
-    """
+    An event's text goes out as it came in, or its numbers would change; but what is not ASCII, in JSON inside strings
+    only, is escaped, and a wrong byte becomes U+FFFD, so that it does not keep an event back."""
     events: list[Event] | None = None
     try:
-        text = body.decode("ascii", "json").replace("\n", " ").replace("\r", " ")  # which only stand between tokens
-        opening = re.search(rf'"{log_type.list_key}"\s*:\s*\[\s*', text)
-        if opening:
+        text = NOT_ASCII.sub(lambda run: escape(run[0]), body.decode(errors="replace"))
+        text = text.replace("\n", " ").replace("\r", " ")  # they only stand between tokens
+        opening = log_type and re.search(rf'"{log_type.list_key}"\s*:\s*\[\s*', text)
+        if log_type and opening:
             events, at = [], opening.end()
             while text[at] != "]":
                 value, end = read_value(text, at)
@@ -671,365 +656,364 @@ def split_answer(body: bytes, log_type: LogType) -> tuple[dict[str, Any], list[E
                 between = BETWEEN.match(text, end)
                 at = between.end() if between else len(text)
             text = text[: opening.end()] + text[at:]
-        envelope = json.loads(text, parse_constant=int)
-    except (IndexError, RecursionError, ValueError):
-        return {}, None
-    return (envelope, events) if isinstance(envelope, dict) else ({}, None)
+        fields = json.loads(text, parse_constant=int)
+        return (fields, events, "") if isinstance(fields, dict) else ({}, None, "")
+    except (IndexError, RecursionError, ValueError) as error:
+        why = "it is nested too deep" if isinstance(error, RecursionError) else reason(error)
+        return {}, None, why if b'"stat"' in body else ""
 
 
-@functools.lru_cache(maxsize=10_000)  # names and places come again and again
-def escaped(text: bytes) -> str:
-    """UTF-8 as JSON escapes it inside a string; a wrong byte should not keep an event back."""
-    return json.dumps(text.decode(errors="replace"))[1:-1]
-
-
-def escape(error: UnicodeError) -> tuple[str, int]:
-    """Read what is not ASCII; in JSON it is inside strings only."""
-    assert isinstance(error, UnicodeDecodeError)
-    run = NOT_ASCII.match(error.object, error.start)
-    assert run
-    return escaped(run[0]), run.end()
-
-
-codecs.register_error("json", escape)
+ADDED = frozenset(("eventtype", "host", "child_account_id"))
 
 
 def read_event(log_type: LogType, text: str, value: Any) -> Event:
     """An event from its text and its value. Only the text is kept: a page of values takes ten times as much."""
     if not isinstance(value, dict):
         value, text = {"event": value}, '{"event":' + text + "}"
-    if "eventtype" in value or "host" in value:  # which are ours
-        value = {name: item for name, item in value.items() if name not in ("eventtype", "host")}
+    if not ADDED.isdisjoint(value):
+        value = without_added(value)
         text = json.dumps(value)
-    identity = value.get(log_type.id_field)
-    if not isinstance(identity, str) or not identity:
-        content = json.dumps(value, sort_keys=True)
-        identity = "#" + hashlib.sha256(content.encode()).hexdigest()[:32]
-    return Event(text[:-1] + "," if value else "{", identity, event_time(log_type, value.get(log_type.time_field)))
+    time_ms = event_time(log_type, value.get(log_type.time_field))
+    return Event(text[:-1] + "," if value else "{", identity_of(log_type, value), time_ms)
+
+
+def without_added(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An event without the fields that the collector adds."""
+    return {name: item for name, item in value.items() if name not in ADDED}
+
+
+def identity_of(log_type: LogType, value: Mapping[str, Any]) -> str:
+    """What identifies an event: its id or, where it has none, `#` and a hash of its content."""
+    identity = value.get(log_type.id_field or "")
+    if isinstance(identity, str) and identity:
+        return identity
+    return "#" + hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def event_time(log_type: LogType, value: Any) -> float | None:
     """An event's time in ms, fraction included; None where it is odd."""
-    if isinstance(value, str):
-        time_ms = parse_iso(value)
-    elif isinstance(value, (int, float)):
+    time_ms = parse_iso(value) if isinstance(value, str) else None
+    if isinstance(value, (int, float)):
         time_ms = value * log_type.unit_ms
-    else:
-        return None
     return time_ms if time_ms is not None and 0 <= time_ms < 10**14 else None
 
 
 def read_cursor(value: Any) -> str | None:
     """The cursor of the next page: a string, an int, or for authentication a list. Raises ValueError."""
-    if value in (None, "", []):
-        return None
     parts = value if isinstance(value, list) else [value]
-    if not all(isinstance(part, (str, int)) for part in parts):
+    if not all(isinstance(part, (str, int)) for part in parts) and value is not None:
         raise ValueError("a cursor of another kind")
-    return ",".join(map(str, parts))
+    return ",".join(map(str, parts)) or None if value is not None else None
 
 
 def read_total(value: Any) -> int | None:
-    """total_objects: an int, or an object that has one as its value and says that it is not just a lower bound."""
+    """total_objects: an int, or an object with one as its value, unless that is just a lower bound."""
     if isinstance(value, dict):
         value = value.get("value") if value.get("relation", "eq") == "eq" else None
     return value if isinstance(value, int) else None
 
 
 HEADER_LOST = "Duo misses a header ({said}): a proxy in between takes it away"
-MEANINGS: Mapping[str, tuple[type[GaveUp], str]] = {  # by Duo's code, or else by status: shared by several codes
+NOT_IN_PLAN = "the account's plan does not include this log, or it is switched off: take it out of DUO_LOG_TYPES"
+MEANINGS: Mapping[str, tuple[type[GaveUp], str]] = {  # by Duo's code, by status, or by what refusal() makes of them
     "400": (BadRequest, "Duo does not accept the request ({said}): look at the since time, and report it"),
-    "40101": (Refused, HEADER_LOST),
-    "40104": (Refused, HEADER_LOST),
+    "40101": (Refused, HEADER_LOST), "40104": (Refused, HEADER_LOST),
     "40105": (Refused, "Duo refuses the date of the request ({said}): {clock}"),
     "40112": (Refused, "Duo refuses the kind of signature ({said}): are the keys those of an Admin API application?"),
     "401": (Refused, "Duo refuses the credentials ({said}): {suspect}"),
     "403": (Refused, 'Duo refuses the permission ({said}): tick "Grant read log" in the Duo Admin Panel, Applications,'
             " your Admin API application, Permissions; and see its Networks for API access"),
-    "404": (Refused, "Duo does not have this log for the account ({said}): take it out of DUO_LOG_TYPES"),
-    "405": (BadRequest, "Duo got another method than GET ({said}): a proxy in between changes requests"),
+    "403 of one": (Refused, "Duo refuses this log ({said}), and answers for others of these keys: " + NOT_IN_PLAN),
+    "404": (Refused, "Duo does not have this log for the account ({said}): " + NOT_IN_PLAN),
+    "405": (BadRequest, "Duo got another method than was sent ({said}): a proxy in between changes requests"),
+    "accounts": (Refused, "Duo lists no accounts for these keys ({said}): take host and keys from an Accounts API"
+                 " application of the parent account, which Duo enables on request"),
+    "deployment": (Refused, "Duo refuses the child account ({said}): it is in another deployment than its parent, and"
+                   " needs an Admin API application of its own"),
 }  # fmt: skip
 
 
-def refusal(duo: Duo, answer: Answer, envelope: Mapping[str, Any]) -> Exception:
+def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
     """What an answer without a page means, in Duo's words and ours."""
-    code, status = str(envelope.get("code", "")), answer.status
-    if status == 200 and re.fullmatch("[45][0-9]{4}", code):  # a failure, for all that it says 200
+    given, status, settings = answer.fields, answer.status, duo.settings
+    code, words = str(given.get("code", "")), f"{given.get('message') or ''} {given.get('message_detail') or ''}"
+    if status == 200 and re.fullmatch("[45][0-9]{4}", code):  # a failure, although it says 200
         status = int(code[:3])
-    words = [str(status), code, *(str(envelope[key]) for key in ("message", "message_detail") if envelope.get(key))]
-    said = one_line(" ".join(word for word in words if word).replace(duo.settings.secret_key, "***"))
-    kind, meaning = MEANINGS.get(code if code[:3] == str(status) else "") or MEANINGS.get(str(status)) or (None, "")
-    if kind and (envelope or status in (401, 403)):  # a 404 without JSON is somebody else's
-        return kind(meaning.format(said=said, clock=clock_words(duo), suspect=suspect(duo, code)))
+    said = " ".join(one_line(f"{status} {code} {words}".replace(settings.secret_key, "***")).split())
+    key = code if code in MEANINGS and code.startswith(str(status)) else str(status)
+    if "cross-deployment" in words.lower():
+        key = "deployment"
+    elif log_type is None and status in (401, 403):
+        key = "accounts"
+    elif status == 401 and "bad request timestamp" in words.lower():  # whatever its code
+        key = "40105"
+    elif status == 403 and log_type and duo.answered - {log_type.name}:
+        key = "403 of one"
+    if key in MEANINGS and (given or status in (401, 403)):  # a 404 without JSON is not Duo's
+        kind, meaning = MEANINGS[key]
+        text = meaning.format(said=said, clock=clock_words(answer), suspect=suspect(settings, answer))
+        if settings.account_id and kind is Refused and key != "deployment":
+            text += "; or DUO_ACCOUNT_ID is not a child of that account, or not at this host: see --accounts"
+        if log_type and log_type.successor and status in (403, 404):
+            text += f"; Duo is deprecating this log in favour of {log_type.successor}"
+        return kind(text, answer)
     if status == 429:
-        return Limited(f"Duo limits requests ({said}): raise DUO_INTERVAL if that stays so", answer.retry_after_s)
-    if status >= 500 and envelope:
-        return Failed(f"Duo fails ({said}): if it stays so, see status.duo.com", answer.retry_after_s)
-    return Failed(f"an answer that is not Duo's, or makes no sense ({said}): a proxy's?", answer.retry_after_s)
+        return Limited(f"Duo limits requests ({said}): raise DUO_INTERVAL if that stays so", answer)
+    meaning = f"an answer that is not Duo's, or makes no sense ({said}): a proxy's?"
+    if status >= 500 and given:
+        meaning = f"Duo fails ({said}): if it stays so, see status.duo.com"
+    elif answer.unreadable:
+        meaning = f"Duo's answer cannot be read ({said}): {answer.unreadable}; if it stays so, report it to Duo"
+    return Failed(meaning, answer)
 
 
-def clock_words(duo: Duo) -> str:
+def clock_words(answer: Answer) -> str:
     """What is to be done about a refused date."""
-    off_s = abs(duo.clock_offset_s)
+    off_s = abs((answer.date_ms() or answer.received_ms) - answer.received_ms) / 1000
     if off_s > CLOCK_S:
         return f"the local clock is {off_s:,.0f} s off Duo's, set it right"
     return f"the local clock is within {max(1, off_s):.0f} s of Duo's, so it is Duo's trouble, and will pass"
 
 
-def suspect(duo: Duo, code: str) -> str:
-    """Which setting it most likely is when Duo refuses the credentials, from what can be seen of it.
-
-    Duo's integration keys have 20 characters and begin with DI, its secret keys have 40. Source: duo.com/docs/adminapi.
-    """
-    settings, length = duo.settings, len(duo.settings.secret_key)
-    if re.fullmatch("DI.{18}", settings.secret_key):
+def suspect(settings: Settings, answer: Answer) -> str:
+    """Which setting it most likely is when Duo refuses the credentials. Source: duo.com/docs/adminapi."""
+    integration, secret, clock = settings.integration_key, settings.secret_key, clock_words(answer)
+    if re.fullmatch("DI.{18}", secret):
         return "the secret key looks like an integration key; are the two swapped?"
-    if not re.fullmatch("DI.{18}", settings.integration_key):
-        return f"DUO_INTEGRATION_KEY has {len(settings.integration_key)} characters; Duo's have 20 and begin with DI"
-    if length != 40:
-        return f"the secret key has {length} characters, Duo's have 40; copy it anew, with no space before or after it"
-    if abs(duo.clock_offset_s) > CLOCK_S:
-        return clock_words(duo)
-    if code == "40102":
-        return "DUO_INTEGRATION_KEY is not known at DUO_API_HOST; take both from one Admin API application"
+    if not re.fullmatch("DI.{18}", integration):
+        return f"DUO_INTEGRATION_KEY has {len(integration)} characters; Duo's have 20 and begin with DI"
+    if len(secret) != 40:
+        return f"the secret key has {len(secret)} characters, Duo's have 40; copy it anew"
     wrong = "DUO_SECRET_KEY does not fit DUO_INTEGRATION_KEY, or DUO_API_HOST is another account's"
-    return f"{wrong}; copy all three anew, without stray spaces"
+    if str(answer.fields.get("code")) == "40102":
+        wrong = "DUO_INTEGRATION_KEY is not known at DUO_API_HOST; take both from one Admin API application"
+    return clock if "set it right" in clock else f"{wrong}; copy all three anew, without stray spaces"
 
 
-# Windows, and the requests that read them
+# Walks
+
+SLICE_PAGES = 20  # of a log in no order: what a pass that breaks off has to read again, at the most
 
 
-class Window(NamedTuple):
-    """A span of time to read, both bounds included, in ms."""
+class Walk:
+    """A walk through a window of time, page by page, oldest first; times in ms, both bounds included.
 
-    start_ms: int
-    until_ms: int
+    Ask for `parameters`, hand the page to `step`, take what is new from `fresh`, until `step` returns False. The walk
+    follows Duo's cursor. Where there is none, or Duo refuses it, or it comes again, it goes on from the time up to
+    which the pages have shown everything (`reached_ms`). A log in no order is read in slices of time."""
 
+    def __init__(self, log_type: LogType, start_ms: int, until_ms: int, found_hole: Callable[[int, int, str], None],
+                 known: Mapping[str, int] | None = None) -> None:  # fmt: skip
+        """`found_hole` is called with first, last (ms) and words. `known`: events that were written before; with them,
+        Duo's count may save the request that shows the end of the window."""
+        self.log_type, self.start_ms, self.until_ms = log_type, start_ms, until_ms
+        self.found_hole, self.known = found_hole, known
+        self.at_ms = self.reached_ms = self.newest_ms = start_ms  # mintime; all before it was shown; the last event
+        self.end_ms, self.slice_pages, self.cursor, self.cursors = until_ms, 0, "", {""}  # of the slice being read
+        self.lead_s = 0 if log_type.cursor else 1  # of a v1 mintime, which may or may not include its own second
+        self.page = self.fresh = dict[str, Event]()  # events of the latest page, and those that the one before lacked
+        self.occurrences = Counter[str]()  # of events without an id
+        self.full = log_type.page_size if log_type.cursor else 10  # a page of so many may be cut short
+        self.cut = ""  # words about an instant that may have been cut short by the end of a page
+        self.pages = self.received = 0
+        self.total: int | None = None  # events in the window, says Duo
+        self.first_ms: float = until_ms  # the time of the first of them
 
-def reached(log_type: LogType, page: Page, window: Window) -> int:
-    """The time in ms up to which this page shows all that is left of the window, but for that very instant.
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Those of the next request."""
+        row = self.log_type
+        if not row.cursor:
+            return {"mintime": str(self.at_ms // 1000 - self.lead_s)}
+        bounds = {"mintime": str(self.at_ms), "maxtime": str(self.end_ms), "limit": str(row.page_size)}
+        return {**bounds, **{name: text for name, text in (("sort", row.sort), (row.cursor, self.cursor)) if text}}
 
-    A time outside the window is odd, and says nothing.
-    """
-    times = (event.time_ms for event in reversed(page.events) if event.time_ms is not None)
-    within = (time_ms for time_ms in times if window.start_ms <= time_ms <= window.until_ms)
-    if not log_type.ordered:
-        return window.start_ms
-    time_ms = next(within, window.start_ms) if log_type.sort else max(within, default=window.start_ms)
-    return int(time_ms) // log_type.unit_ms * log_type.unit_ms
+    def identify(self, events: list[Event]) -> dict[str, Event]:
+        """A page's events in the order of their time, by identity: the same event twice, without an id, is two."""
+        found, early_ms = dict[str, Event](), self.start_ms - self.lead_s * 1000
+        if not self.cursor:  # such a page starts with a whole second or ms, and with it the count
+            self.occurrences.clear()
+        for event in sorted(events, key=lambda event: event.time_ms or 0):
+            identity = event.identity
+            if event.time_ms is not None and early_ms <= event.time_ms < self.start_ms:
+                continue  # of the second before the window, which was asked for in addition
+            if identity[0] == "#":
+                self.occurrences[identity] += 1
+                identity = f"{identity[1:]}#{self.occurrences[identity]}"
+            found.setdefault(identity, event)
+        return found
 
+    def step(self, page: Page | None) -> bool:
+        """Take the page that was asked for (None: Duo refused the cursor); return whether there is more to ask for."""
+        before, events = self.page, page.events if page else list(self.page.values())
+        self.page = self.identify(events) if page else before
+        self.fresh = {identity: event for identity, event in self.page.items() if identity not in before}
+        self.pages, self.slice_pages = self.pages + 1, self.slice_pages + 1
+        self.received += len(self.fresh)
+        times = [event.time_ms for event in events if event.time_ms is not None]
+        within = [time_ms for time_ms in times if self.start_ms <= time_ms <= self.end_ms]  # others are odd, or later
+        self.first_ms = min([self.first_ms, *within])
+        self.newest_ms = max(self.newest_ms, self.log_type.floor(max(within, default=0)))
+        if self.log_type.ordered and within:
+            last_ms = within[-1] if self.log_type.sort else max(within)
+            self.reached_ms = max(self.reached_ms, self.log_type.floor(last_ms))
+        if page and self.log_type.cursor:
+            self.total = page.total if self.pages == 1 else self.total
+            if self.is_whole(len(events)):
+                return False
+            if not events or (page.cursor is None and len(events) < self.log_type.page_size):
+                return self.next_slice(drained=True)
+            fits = self.log_type.ordered or self.slice_pages < SLICE_PAGES
+            if page.cursor and page.cursor not in self.cursors and self.fresh and fits:
+                self.cursor = page.cursor
+                self.cursors.add(page.cursor)
+                return True
+        self.cursor = ""
+        return self.step_by_time(times, not page) if self.log_type.ordered else self.next_slice(drained=False)
 
-# It yields the parameters of a request, and is sent the page they brought; it ends when the window is drained.
-Requests = Generator[dict[str, str], Optional[Page], None]
+    def is_whole(self, count: int) -> bool:
+        """Whether the first page is all of the window, by Duo's count: a hint, which saves a request. As the next pass
+        starts at the newest event known, a wrong count only delays; but not where that would lead nowhere, with a new
+        event at the very start of the window."""
+        if self.known is None or self.pages > 1 or not self.total == count < self.log_type.page_size:
+            return False
+        return self.reached_ms > self.start_ms or self.page.keys() <= self.known.keys()
 
+    def step_by_time(self, times: list[float], refused: bool) -> bool:
+        """Go on without a cursor: from the last instant (s on v1, ms on v2) that a page shows, until none is later. A
+        page of nothing but one instant may be cut short there, and Duo has no way to ask for the rest of that."""
+        at_ms, unit_ms, count = self.at_ms, self.log_type.unit_ms, len(times)
+        if self.reached_ms > at_ms:
+            if self.cut:  # there is more after that instant, so it did fill a page
+                self.found_hole(at_ms - unit_ms, at_ms - unit_ms, self.cut)
+            self.at_ms, self.cut = self.reached_ms, ""
+        elif max(times, default=0) >= at_ms + unit_ms or (count < self.full and not refused):
+            return False
+        elif self.lead_s and any(at_ms - unit_ms <= time_ms < at_ms for time_ms in times):
+            self.lead_s = 0  # so mintime does include its own second, and the one before takes up room on the page
+        else:
+            what = f"{counted(count, 'event')}{' of one millisecond' if unit_ms == MS else ''}"
+            self.cut = f"a hole, maybe: of {iso(at_ms)} Duo shows only {what}; going on after it"
+            if count >= self.log_type.page_size:
+                self.found_hole(at_ms, at_ms, self.cut)
+                self.cut = ""
+            self.at_ms = self.reached_ms = at_ms + unit_ms
+        self.full = max(self.full, count)
+        return self.at_ms < self.end_ms or not self.log_type.cursor
 
-def read(log_type: LogType, window: Window, hole: Callable[[str], None]) -> Requests:
-    """The requests that read a window of this log type; `hole` is called with words about one that Duo leaves."""
-    return by_cursor(log_type, window) if log_type.cursor else by_mintime(log_type, window, hole)
-
-
-def following(requests: Requests, page: Page | None) -> dict[str, str] | None:
-    """The parameters of the request after this page; None where the window is drained."""
-    try:
-        return requests.send(page)
-    except StopIteration:
-        return None
-
-
-def by_cursor(log_type: LogType, window: Window) -> Requests:
-    """Read a window by cursor.
-
-    A cursor that Duo refuses (it is sent None then), or that comes again, or brings the same page
-    again, is a fault. Where events come in order it is not the end of the window: the walk goes on
-    from the last one's own time. Raises GaveUp.
-    """
-    fixed = {"limit": str(log_type.page_size), "maxtime": str(window.until_ms)}
-    fixed.update({"sort": log_type.sort} if log_type.sort else {})
-    start_ms = reached_ms = window.start_ms
-    cursor, seen, before = "", {""}, list[Event]()
-    while start_ms < window.until_ms:
-        page = yield {**fixed, "mintime": str(start_ms), **({str(log_type.cursor): cursor} if cursor else {})}
-        if page is not None:
-            if not page.events or page.cursor is None:
-                return
-            reached_ms = max(reached_ms, reached(log_type, page, window))
-            cursor = page.cursor if page.events != before else ""
-            before = page.events
-        if page is not None and cursor not in seen:
-            seen.add(cursor)
-        elif page is None and not log_type.ordered:
-            raise GaveUp("Duo refuses the cursor that it gave")
-        elif reached_ms < start_ms or not log_type.ordered:
-            return
-        else:  # a millisecond that was asked for before has shown what it has
-            start_ms, cursor = reached_ms + (reached_ms == start_ms), ""
-
-
-def by_mintime(log_type: LogType, window: Window, hole: Callable[[str], None]) -> Requests:
-    """Read a window by asking again from the last event's own second, until that shows nothing more.
-
-    Duo is not clear about whether a mintime includes its own second. So it is asked for a second
-    earlier, until an answer shows that it does.
-    """
-    second, shown, early, full, cut = window.start_ms // 1000, 0, 1, 5, ""
-    while True:
-        page = yield {"mintime": str(second - early)}
-        events = page.events if page is not None else []
-        times = (event.time_ms for event in events if event.time_ms is not None)
-        seconds = Counter(int(time_ms // 1000) for time_ms in times if time_ms <= window.until_ms)
-        last, included = max(seconds, default=0), early == 1 and second - 1 in seconds
-        later = len(events) - sum(seconds.values())  # than the window, so what is before is all there
-        early = 0 if included else early
-        if last < second and not included:
-            return
-        if (last, seconds[last]) > (second, shown):
-            if cut:  # there is more after the second that filled a page
-                hole(cut)
-            second, shown, cut = last, seconds[last], ""
-        elif last == second and seconds[last] == shown and (len(events) < full or later > len(events) // 2):
-            return
-        elif not included:  # a page full of one second: Duo has no way to ask for the rest of that, if there is any
-            cut = f"of {iso(second * 1000)} Duo shows only {counted(len(events), 'event')}; going on after it"
-            if len(events) >= log_type.page_size:
-                hole(cut)
-                cut = ""
-            second, shown = second + 1, 0
-        full = max(full, len(events))
+    def next_slice(self, drained: bool) -> bool:
+        """Go on after a slice that has been read to its end, or with a half of it: it takes too many pages, or has no
+        cursor to go on with. Returns whether anything is left. The one slice of a log in order is the window."""
+        length_ms = self.end_ms - self.at_ms
+        if not drained and length_ms < 1000:
+            words = f"a hole, maybe: after {iso(self.at_ms)} Duo shows a part of a second only; going on after it"
+            self.found_hole(self.at_ms, self.end_ms, words)
+            drained = True
+        if drained:
+            self.at_ms = self.reached_ms = self.end_ms
+        factor = 0.5 if not drained else 2 if self.slice_pages == 1 else 1
+        self.end_ms = min(self.until_ms, self.at_ms + max(500, int(length_ms * factor)))
+        self.slice_pages, self.cursor, self.cursors = 0, "", {""}
+        return self.at_ms < self.end_ms
 
 
 # Checkpoints
 
 
-@dataclass(frozen=True)
-class Position:
-    """Where collection of one log type has got to, in ms."""
-
-    since_ms: int  # everything up to here has been written
-    start_ms: int  # the next window starts here; `written` knows all that was written from here on
-    written: Mapping[str, int]  # identity of an event: its time
-
-    @classmethod
-    def fresh(cls, since_ms: int) -> Position:
-        """A start: nothing has been written, nothing older is wanted."""
-        return cls(since_ms, since_ms, {})
-
-    def moved(self, since_ms: int, again_ms: int, identities: Mapping[str, int], lookback_ms: int) -> Position:
-        """The position after these were written and all was read up to `since_ms`, if only `again_ms` on good evidence.
-
-        From there, or from the lookback if that is earlier, the next window reads again.
-        """
-        since_ms = max(self.since_ms, since_ms)
-        start_ms = max(self.start_ms, min(again_ms, since_ms - lookback_ms))
-        events = (*self.written.items(), *identities.items())
-        return Position(since_ms, start_ms, {identity: at for identity, at in events if at >= start_ms})
+HEALTH: Mapping[str, Any] = {  # what people and machines are told of a log type; collection needs none of it
+    "events": 0, "holes": 0,  # since the checkpoint file was begun
+    "ok": 0, "limited": 0, "refused": 0, "failed": 0,  # requests, by what came of them
+    "pass_ms": 0,  # how long the last pass took
+    "last_success_ms": 0, "last_error_ms": 0, "last_error": "",  # when a pass last ended caught up, and otherwise
+}  # fmt: skip
 
 
 @dataclass
-class Health:
-    """What is remembered of a log type for people and machines; collection needs none of it."""
+class State:
+    """What is kept of a log type from pass to pass, and, under these names, in the checkpoint file; times in ms."""
 
-    events: int = 0  # this and what follows: since the checkpoint file was begun
-    ok: int = 0  # requests, by what came of them
-    limited: int = 0
-    refused: int = 0
-    failed: int = 0
-    holes: int = 0
-    pass_ms: int = 0  # what the last pass took
-    last_success_ms: int = 0  # when a pass last ended caught up; 0: never
-    last_error_ms: int = 0  # when a pass last did not; 0: never
-    last_error: str = ""
+    since_ms: int  # the checkpoint: everything up to here has been written
+    start_ms: int  # the next pass reads from here on, and `written` has all events that were written from here on
+    written: dict[str, int]  # what identifies an event: until when it is remembered
+    hole_ms: int = 0  # the end of the last hole that was told
+    health: dict[str, Any] = field(default_factory=lambda: dict(HEALTH))
 
-    @classmethod
-    def read(cls, document: Mapping[str, Any], log_type: LogType) -> Health:
-        """From the checkpoint file; what is odd there starts anew."""
-        health, kept = cls(), document.get("health")
-        kept = kept.get(log_type.name) if isinstance(kept, dict) else None
-        for name, default in asdict(health).items():
-            value: Any = kept.get(name) if isinstance(kept, dict) else None
-            if type(value) is type(default) and (name == "last_error" or 0 <= value < 10**14):
-                setattr(health, name, value)
-        return health
-
-    def count(self, outcome: str) -> None:
-        """Count a request."""
-        setattr(self, outcome, getattr(self, outcome) + 1)
+    def advance(self, since_ms: int, newest_ms: int, lookback_ms: int, written: Mapping[str, int]) -> None:
+        """Everything up to `since_ms` has been written. The next pass starts at the lookback or, if that is earlier, at
+        the newest event known: what Duo publishes after its log pipeline stood still is later than that."""
+        self.since_ms = max(self.since_ms, since_ms)
+        self.start_ms = max(self.start_ms, min(self.since_ms - lookback_ms, newest_ms))
+        known = (*self.written.items(), *written.items())
+        self.written = {identity: at_ms for identity, at_ms in known if at_ms >= self.start_ms}
 
 
 class Checkpoints:
-    """Position and health of all log types, and the file that keeps them."""
+    """The state of all log types, and the file that keeps it."""
 
-    def __init__(self, path: str | None, seeds: Mapping[LogType, int]) -> None:
-        """Read and check the file; without one all start from the seeds (ms). Raises CollectorError."""
-        self.path = path
+    def __init__(self, path: str, settings: Settings) -> None:
+        """Read and check the file; without one (an empty path) all start from the seeds. Raises CollectorError."""
+        self.path, self.writing = path, threading.Lock()
         self.document = read_json_object(path) if path else {}
-        self.positions = {log_type: self._read(log_type, seed_ms) for log_type, seed_ms in seeds.items()}
-        self.health = {log_type: Health.read(self.document, log_type) for log_type in seeds}
-        unknown = {key for key in self.document if key.endswith("_SINCE_TIME")} - {row.since_key for row in seeds}
-        if unknown:
-            log.warning("%s: nothing is called %s", path, one_line(", ".join(unknown)))
+        self.states = {row: self.read(row, seed_ms) for row, seed_ms in settings.seeds.items()}
+        owner = self.document.get("account", settings.account)
+        if settings.base_url and owner != settings.account:
+            said = f"belongs to {one_line(str(owner))}, these settings to {settings.account}: give each its own file"
+            raise CollectorError(f'checkpoint file {path} {said}; if they are one account, take out "account"', 78)
 
-    def _read(self, log_type: LogType, seed_ms: int) -> Position:
-        key = log_type.since_key
-        value = self.document.get(key, seed_ms // log_type.unit_ms)
+    def read(self, log_type: LogType, seed_ms: int) -> State:
+        """A log type's state from the file, as this or an earlier version wrote it. Raises CollectorError."""
+        key, document, unit_ms = log_type.since_key, self.document, log_type.unit_ms
+        value = document.get(key, seed_ms // unit_ms)
         try:
             since_ms = log_type.parse_since(json.dumps(value))
-        except ValueError as wrong:
-            found = one_line(json.dumps(value)[:60])
-            raise CollectorError(f"checkpoint file {self.path}: {key} is {found}: {wrong}", 78) from None
-        try:
-            kept = self.document.get("written", {}).get(log_type.name)
-            if kept is None or kept["since"] != value:  # a since time set by hand is a fresh start
-                return Position.fresh(since_ms)
-            written = {identity: int(at) for identity, at in kept["events"].items()}
-            return Position(since_ms, min(int(kept["from"]), since_ms), written)
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
-            remedy = "restore the file, or take that key out of it; then some events are written twice"
-            raise CollectorError(f'checkpoint file {self.path}: "written" is damaged: {remedy}', 78) from None
-
-    @property
-    def clock_offset_s(self) -> float:
-        """How far Duo's clock was ahead of the local one, where that was far."""
-        offset_s = self.document.get("clock_offset_s")
-        return offset_s if isinstance(offset_s, int) and abs(offset_s) < 10**9 else 0
-
-    @contextlib.contextmanager
-    def moving(self, log_type: LogType, position: Position) -> Iterator[None]:
-        """Keep a log type's new position, once what is in the block has been done. Raises CollectorError.
-
-        All that can go wrong with the new file, a full disk above all, goes wrong before the block.
-        """
-        since = position.since_ms // log_type.unit_ms
-        kept = {"since": since, "from": position.start_ms, "events": position.written}
-        written = {**self.document.get("written", {}), log_type.name: kept}
-        with self.saving({**self.document, log_type.since_key: since, "written": written}):
-            yield
-        self.positions[log_type] = position
-
-    def save(self) -> None:
-        """Keep what has changed of the health, if that can be done: it is no reason to stop."""
-        if any(health != Health.read(self.document, log_type) for log_type, health in self.health.items()):
-            with contextlib.suppress(CollectorError), self.saving(self.document):
-                pass
+            state, key = State(since_ms, since_ms, {}), "state" if "state" in document else "written"
+            kept = document.get(key, {}).get(log_type.name)
+            health = kept and kept.get("health")
+            if key == "written":  # as version 1 wrote it
+                health = document["health"].get(log_type.name) if isinstance(document.get("health"), dict) else None
+                kept = kept and {"since_ms": kept["since"] * unit_ms, "start_ms": kept["from"],
+                                 "written": kept["events"]}  # fmt: skip
+            if kept is not None and kept["since_ms"] == since_ms:  # or it was set by hand, which is a fresh start
+                state.start_ms = min(-(-int(kept["start_ms"]) // unit_ms) * unit_ms, since_ms)
+                state.written = {identity: int(at_ms) for identity, at_ms in kept["written"].items()}
+                state.hole_ms = int(kept.get("hole_ms", 0))
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as wrong:
+            said = f"{key} is {one_line(json.dumps(value)[:60])}: {wrong}"
+            if key != log_type.since_key:
+                said = f'"{key}" is damaged: restore the file, or take that key out of it; then events are repeated'
+            raise CollectorError(f"checkpoint file {self.path}: {said}", 78) from None
+        for name, default in HEALTH.items():  # what is odd starts anew
+            found: Any = health.get(name) if isinstance(health, dict) else None
+            if type(found) is type(default) and (isinstance(found, str) or 0 <= found < 10**14):
+                state.health[name] = found
+        return state
 
     @contextlib.contextmanager
-    def saving(self, document: dict[str, Any]) -> Iterator[None]:
-        """Replace the file after the block. Raises CollectorError."""
-        health = {row.name: asdict(health) for row, health in self.health.items() if health != Health()}
-        ours = {"health": health, "written": document.get("written", {})}  # behind what people read
-        document = {**{key: value for key, value in document.items() if key not in ours}, **ours}
+    def saving(self, log_type: LogType | None = None) -> Iterator[None]:
+        """Save all states, and this log type's checkpoint, once the block is done. Raises CollectorError.
+
+        All that can go wrong with the new file, a full disk above all, goes wrong before the block."""
+        document = {key: value for key, value in self.document.items() if key not in OURS}
+        if log_type:
+            document[log_type.since_key] = self.states[log_type].since_ms // log_type.unit_ms
+        used = [row for row, state in self.states.items() if row.since_key in document or state.health != HEALTH]
+        document["state"] = {row.name: vars(self.states[row]) for row in used}
         lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
         try:
-            with replacing(self.path, "{\n" + ",\n".join(lines) + "\n}\n") if self.path else contextlib.nullcontext():
+            text = "{\n" + ",\n".join(lines) + "\n}\n"
+            with self.writing, replacing(self.path, text) if self.path else contextlib.nullcontext():
                 yield
         except OSError as error:
-            raise CollectorError(f"checkpoint file {self.path} cannot be saved: {error.strerror}", 74) from None
+            raise CollectorError(f"checkpoint file {self.path} cannot be saved: {reason(error)}", 74) from None
         self.document = document
 
-    def keep_clock(self, offset_s: float) -> None:
-        """Take note, for the next save, of how far Duo's clock is ahead of the local one, where that is far."""
-        self.document.pop("clock_offset_s", None)
-        if abs(offset_s) > JITTER_S:
-            self.document["clock_offset_s"] = int(offset_s)
+    def save_health(self) -> None:
+        """Save what people and machines are told, if that can be done: it is no reason to stop."""
+        with contextlib.suppress(CollectorError), self.saving():
+            pass
+
+
+OURS = ("state", "written", "health", "clock_offset_s")  # the last three are of version 1
 
 
 def read_json_object(path: str) -> dict[str, Any]:
@@ -1039,57 +1023,75 @@ def read_json_object(path: str) -> dict[str, Any]:
             document = json.load(file)
         if isinstance(document, dict):
             return document
-        reason = "it is not a JSON object"
+        found = "it is not a JSON object"
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        reason = str(error.strerror)
-    except (ValueError, RecursionError) as error:
-        reason = f"it is not JSON: {one_line(str(error))}"
+    except (OSError, ValueError, RecursionError) as error:
+        found = ("" if isinstance(error, OSError) else "it is not JSON: ") + reason(error)
     remedy = "it is left as it was; restore it, or move it away to start from the seeds"
-    raise CollectorError(f"checkpoint file {path} cannot be read: {reason} ({remedy})", 78)
+    raise CollectorError(f"checkpoint file {path} cannot be read: {found} ({remedy})", 78)
 
 
 @contextlib.contextmanager
 def replacing(path: str, text: str) -> Iterator[None]:
     """After the block replace a file, in one step and durably, its mode and owner kept. Raises OSError."""
-    new = f"{path}.new"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(new)  # left by a run that was killed
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w", encoding="ascii") as file:
-        with contextlib.suppress(FileNotFoundError, PermissionError):
-            old = os.stat(path)
-            os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
-            os.fchown(file.fileno(), old.st_uid, old.st_gid)
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    yield
-    os.replace(new, path)
-    folder = os.open(os.path.dirname(path), os.O_RDONLY)
-    os.fsync(folder)  # or a power failure undoes the replacement
-    os.close(folder)
-
-
-def lock(path: str) -> None:
-    """Keep other runs from the checkpoint file until this process ends, however it ends. Raises CollectorError.
-
-    The lock is on a file beside it, since a save replaces the checkpoint file itself.
-    """
-    folder, name = os.path.split(path)
+    new, folder = f"{path}.new", os.open(os.path.dirname(path), os.O_RDONLY)
     try:
-        if not os.access(folder, os.W_OK):
-            raise OSError(0, "no permission to write" if os.path.isdir(folder) else "there is no such folder")
-        beside = os.path.join(folder, f".{name}.lock")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)  # left by a run that was killed
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w", encoding="ascii") as file:
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                old = os.stat(path)
+                os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+                os.fchown(file.fileno(), old.st_uid, old.st_gid)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        yield
+        os.replace(new, path)
+        try:
+            os.fsync(folder)  # or a power failure undoes the replacement
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # which is what some shared folders answer
+                raise
+    finally:
+        os.close(folder)
+
+
+def folder_trouble(path: str) -> str:
+    """What is wrong with the folder of a checkpoint file, and what to do about it; an empty string for nothing."""
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        return f"there is no such folder: mkdir -p {folder}"
+    can = os.access(folder, os.R_OK | os.W_OK | os.X_OK)
+    return "" if can else f"no permission to read and write folder {folder}: change its owner or mode"
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Keep other runs from the checkpoint file during the block, however that ends. Raises CollectorError.
+
+    The lock is on a file beside it, since a save replaces the checkpoint file itself."""
+    beside, fd = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.lock"), -1
+    try:
+        if trouble := folder_trouble(path):
+            raise OSError(0, trouble)
         try:
             fd = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)  # NFS locks only what can be written
         except PermissionError:
             fd = os.open(beside, os.O_RDONLY)  # another user ran it before
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise CollectorError(f"another run holds checkpoint file {path}: wait for it, or stop it", 75) from None
+        said = f"another run (process {one_line(os.pread(fd, 20, 0).decode(errors='replace'))}) holds checkpoint file"
+        raise CollectorError(f"{said} {path}: wait for it, or stop it", 75) from None
     except OSError as error:
-        raise CollectorError(f"checkpoint file {path} cannot be locked there: {error.strerror}", 78) from None
+        raise CollectorError(f"checkpoint file {path} cannot be locked there: {reason(error)}", 78) from None
+    with contextlib.suppress(OSError), os.fdopen(fd, "w", closefd=False) as file:
+        file.truncate(file.write(str(os.getpid())))
+    try:
+        yield
+    finally:
+        os.close(fd)
 
 
 # Output
@@ -1098,103 +1100,113 @@ def lock(path: str) -> None:
 class Output:
     """Lines on stdout."""
 
-    def __init__(self) -> None:
-        """Raises CollectorError where stdout is closed."""
+    def __init__(self, interrupted: bool = True) -> None:
+        """`interrupted`: the run before may have ended amid a line. Raises CollectorError where stdout is closed."""
         if sys.stdout is None:  # its number would go to the next file opened, and the events with it
             raise CollectorError("stdout is closed: there is nowhere to write to", 74)
         self.fd = sys.stdout.fileno()
+        os.set_blocking(self.fd, True)  # whoever shares a pipe may have made it non-blocking
         self.regular = stat.S_ISREG(os.fstat(self.fd).st_mode)
-        self.torn = self.regular and not ends_in_newline(self.fd)
-        self.unsaved = False  # something was written that no checkpoint knows of yet
+        self.torn = self.regular and not ends_in_newline(self.fd, unknown=not interrupted)
 
     def write(self, lines: list[str]) -> None:
         """Write JSON lines as ASCII, all of them, and in a regular file durably. Raises CollectorError."""
         if not lines:
             return
-        self.unsaved = True
         try:
             if self.torn:
                 os.write(self.fd, b"\n")
                 self.torn = False
             for first in range(0, len(lines), 64):  # in one piece a page takes twice the system's time for its memory
-                rest = memoryview("".join(lines[first : first + 64]).encode("ascii", "backslashreplace"))
+                rest = "".join(lines[first : first + 64]).encode("ascii", "backslashreplace")
                 while rest:
-                    try:
-                        rest = rest[os.write(self.fd, rest) :]
-                    except BlockingIOError:  # somebody who shares this pipe wants it so
-                        select.select([], [self.fd], [])
+                    rest = rest[os.write(self.fd, rest) :]
             if self.regular:
                 os.fsync(self.fd)
         except OSError as error:
-            line = f"stdout cannot be written: {error.strerror}; the checkpoint stays where it was"
-            raise CollectorError(line, 74) from None
+            message = f"stdout cannot be written: {reason(error)}; the checkpoint stays where it was"
+            raise CollectorError(message, 74) from None
 
 
-def ends_in_newline(fd: int) -> bool:
-    """Whether a regular file that is open for writing holds whole lines only."""
-    size, path = os.fstat(fd).st_size, f"/dev/fd/{fd}"
+def ends_in_newline(fd: int, unknown: bool) -> bool:
+    """Whether a regular file that is open for writing holds whole lines only; `unknown` where it may not be read."""
+    size = os.fstat(fd).st_size
     try:
-        if sys.platform == "darwin":  # /dev/fd opens with the mode of the descriptor there
-            path = fcntl.fcntl(fd, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0").decode()
-        with open(path, "rb") as file:
+        with open(f"/dev/fd/{fd}", "rb") as file:  # not on macOS, where that has the mode of the descriptor
             return size == 0 or os.pread(file.fileno(), 1, size - 1) == b"\n"
     except OSError:
-        return size == 0  # unknown: an empty line does less harm than two events on one
+        return size == 0 or unknown
+
+
+def read_written(settings: Settings) -> set[bytes]:
+    """The digests of this account's events that the file of --missing-from holds. Raises CollectorError."""
+    found, occurrences, path = set[bytes](), Counter[bytes](), settings.missing_from
+    rows = {(row.name, settings.host, settings.account_id): row for row in settings.log_types}
+    try:
+        with open(0 if path == "-" else path, "rb") as file:
+            for line in file:
+                with contextlib.suppress(KeyError, RecursionError, TypeError, ValueError):  # torn, or not ours
+                    value = json.loads(line)
+                    row = rows[value["eventtype"], value["host"], value.get("child_account_id", "")]
+                    identity = identity_of(row, without_added(value))
+                    if identity[0] == "#":  # an event without an id counts as often as the file has it
+                        key = digest(row, identity)
+                        occurrences[key] += 1
+                        identity = f"{identity[1:]}#{occurrences[key]}"
+                    found.add(digest(row, identity))
+    except OSError as error:
+        raise CollectorError(f"--missing-from {path} cannot be read: {reason(error)}", 78) from None
+    return found
+
+
+def digest(log_type: LogType, identity: str) -> bytes:
+    """16 bytes for what identifies an event: a million of them should fit into memory."""
+    return hashlib.blake2b(f"{log_type.name} {identity}".encode(errors="replace"), digest_size=16).digest()
 
 
 # Pace
 
 
-SOON = 2  # tries after a 429 before a minute is waited for
-
-
 class Pace:
-    """When the next request of a log type is due; times and spans in s, by a monotonic clock.
+    """When the next request of a log type is due; times and durations in s, by a monotonic clock.
 
-    What was let through before a 429 is the limit: `limit` pages in any `span`. Two tries come soon. If one
-    brings a page, the span is the time since a limit was met before, a minute at most. If not, Duo counts by
-    the minute, as it says: the span is that, and the next try comes when the first of its pages is out of it;
-    once this has helped, the next 429 is met so at once. A limit holds for four spans and, when it is found
-    again, for twice as long, up to 40 pages. Then only the ceiling holds, as at the start, so that a change is
-    found. Other waits double. A minute is 61 s here, as requests do not all travel equally long.
-    """
+    A 429 says "too fast" or "too many", and not which. One try comes soon after it. If that brings a page, the interval
+    was too short: it grows by half, and shrinks by 3 % with each page. If not, or where as many pages went through as
+    the last limit found, a minute's quota is used up: what was let through in the last minute is the limit for four
+    minutes, or longer when it is found again, and the next try comes when the first of those pages is a minute old.
+    A minute is 61 s here, as requests do not all travel equally long."""
 
     def __init__(self, requests_per_minute: float) -> None:
-        self.shortest = 61 / requests_per_minute
-        self.latest: deque[float] = deque(maxlen=int(requests_per_minute) + 2)  # when pages were asked for
-        self.limit, self.span = 0, 61.0
-        self.trust = self.left = 0  # for how many pages the limit holds, and for how many still
-        self.per_minute = False  # a minute's wait has helped
-        self.tries = 0  # 429s in a row, the first of them at `met`
-        self.began = self.met = self.due = self.backoff = 0.0  # `began`: the first page after a 429
+        self.shortest = self.interval = 61 / requests_per_minute
+        self.pages: deque[float] = deque(maxlen=int(requests_per_minute) + 2)  # when they were asked for
+        self.limit = self.known = self.tries = 0  # pages a minute, now and as last found; 429s in a row, first at `met`
+        self.hold, self.limit_until = 240.0, 0.0  # for how long a limit is believed
+        self.met = self.due = self.backoff = 0.0
 
     def page(self, sent: float) -> None:
         """The request of `sent` brought a page."""
-        self.latest.append(sent)
-        if 0 < self.tries <= SOON and not self.per_minute:
-            pages = [page for page in self.latest if page >= max(self.began, sent - 61)]
-            self.limit, self.span = max(1, len(pages) - 1), sent - pages[0]
-            self.trust = self.left = 40
-        elif self.tries:
-            self.per_minute = self.tries == (1 if self.per_minute else SOON + 1)
-        if self.tries:
-            self.began = sent
-        self.tries, self.backoff, self.due, self.left = 0, 0, sent + self.shortest, self.left - 1
-        if self.left > 0:
-            self.due = max(self.due, self.latest[-self.limit] + self.span)
+        self.interval = self.interval * 1.5 if self.tries == 1 else max(self.shortest, self.interval * 0.97)
+        self.limit = self.limit if sent < self.limit_until else 0
+        self.tries, self.backoff = 0, 0.0
+        self.pages.append(sent)
+        self.due = sent + self.interval
+        if 0 < self.limit <= len(self.pages):
+            self.due = max(self.due, self.pages[-self.limit] + 61)
 
     def limited(self, sent: float) -> None:
-        """The request of `sent` was answered with 429: doubling with jitter, up to a minute."""
+        """The request of `sent` was answered with 429."""
         self.tries += 1
         self.met = sent if self.tries == 1 else self.met
-        wait = max(2, 2 * self.shortest) * 2 ** min(self.tries - 1, 5)
-        self.due = sent + min(60, wait) * random.uniform(1, 1.2)
-        minute = [page for page in self.latest if page > self.met - 60]
-        if self.tries == (1 if self.per_minute else SOON + 1) and minute:
-            again = self.span == 61 and self.limit / 2 <= len(minute) <= 2 * self.limit
-            self.trust = min(40, 2 * self.trust if again else 4 * len(minute))
-            self.limit, self.span, self.left = len(minute), 61.0, self.trust
-            self.due = max(self.due, minute[0] + 61)
+        minute = [page for page in self.pages if page > self.met - 61]
+        if self.tries == 1 and not 0 < self.known <= len(minute):
+            self.due = sent + max(5, 4 * self.interval)
+        elif self.tries <= 2 and minute:
+            again = self.known / 1.5 <= len(minute) <= 1.5 * self.known
+            self.hold = min(960, 1.5 * self.hold) if again else 240
+            self.limit = self.known = len(minute)
+            self.limit_until, self.due = sent + self.hold, max(sent + self.interval, minute[0] + 61)
+        else:
+            self.due = sent + max(self.shortest, min(60, 2**self.tries) * random.uniform(1, 1.2))
 
     def failed(self, now: float) -> None:
         """A request has failed, which says nothing about the limit: doubling with jitter, up to a minute."""
@@ -1202,407 +1214,315 @@ class Pace:
         self.due = max(self.due, now + self.backoff * random.uniform(0.75, 1.25))
 
 
-# The pass
-
-
-@dataclass
-class Tally:
-    """What one pass over a log type has done so far."""
-
-    began: float = 0.0  # s, by the monotonic clock
-    requests: int = 0
-    written: int = 0  # events
-    received: int = 0  # events, those of before included, each once
-    latest: Mapping[str, int] = field(default_factory=dict)  # events of the latest page: identity, time in ms
-    seen: Counter[str] = field(default_factory=Counter)  # events without an id
-    window: Window | None = None
-    total: int | None = None  # events in the window, says Duo
-    first_ms: float = 0.0  # the time of the first of them
-    reached_ms: int | None = None  # how far the pages were read; None before the first, and when there are no more
-    told: float = 0.0  # s, when the log last said how far it is, or the pass began
+# Passes
 
 
 @dataclass
 class Run:
-    """What a pass needs."""
+    """What all log types share."""
 
     settings: Settings
+    edges: Edges
     duo: Duo
     checkpoints: Checkpoints
     output: Output
-    paces: Mapping[LogType, Pace]
-    stop: threading.Event
     stderr: StderrHandler
-    until_ms: float = float("inf")  # where a replay ends
-    clock: Callable[[], float] = time.monotonic  # s
-    tallies: dict[LogType, Tally] = field(default_factory=dict)  # of the passes under way
-    metrics_due: float = 0.0
-
-    @property
-    def is_replay(self) -> bool:
-        """Whether a range is printed, and no checkpoint read or moved."""
-        return self.checkpoints.path is None
+    once: bool = False
+    is_range: bool = False  # whether a range is printed, and no checkpoint moved
+    held: set[bytes] | None = None  # with --missing-from: the events that its file holds
+    metrics_due: float = 0.0  # s, by the monotonic clock
 
 
-# Work on one log type, turn by turn: yields the time of its next request (s, monotonic clock), returns T.
-Turns = Generator[float, None, T]
+class Collector:
+    """Collects one log type, pass after pass: its state, its pace, and the walk that is under way."""
 
+    def __init__(self, run: Run, log_type: LogType) -> None:
+        self.run, self.log_type, self.state = run, log_type, run.checkpoints.states[log_type]
+        self.health, self.pace = self.state.health, Pace(run.settings.requests_per_minute)
+        self.until_ms = math.inf  # where a range ends; not included
+        added = {"eventtype": log_type.name, "host": run.settings.host}  # as Duo's own client adds them
+        if run.settings.account_id:
+            added["child_account_id"] = run.settings.account_id  # as Duo Log Sync does
+        self.tail = json.dumps(added, separators=(",", ":"))[1:] + "\n"
+        self.status = self.requests = self.written = self.read = 0  # of a pass; read: events, known ones included
+        self.due = self.began = self.told = self.sent = 0.0  # s: next turn, this pass, last progress, last request
+        self.busy = True  # whether a pass is under way, or has yet to begin
+        self.steps: Iterator[float] | None = None
+        self.failing: dict[type[Failed], float] = {}  # since when there has been nothing but that
+        self.walk: Walk | None = None  # once its first page is there
 
-def run_passes(run: Run, once: bool) -> int:
-    """Collect every enabled log type, pause, collect it again; or `once`, until each is caught up or given up.
+    def turn(self) -> None:
+        """Begin a pass, or send its next request and write what that brings; then `due` is when the next one may go."""
+        if self.steps is None:
+            self.began = self.told = self.run.edges.monotonic()
+            self.requests = self.written = self.read = 0
+            self.busy, self.failing, self.steps = True, {}, self.read_window()
+        try:
+            self.due = next(self.steps)
+        except StopIteration:
+            self.end_pass(0, "")
+        except GaveUp as error:
+            self.end_pass(error.status, str(error))
 
-    They take turns, a request each, and each has its own pause, so that the backlog of one does not
-    hold up the others. Returns the exit status, which after SIGTERM or SIGINT is 0 in a loop.
-    """
-    turns = {log_type: collect(run, log_type) for log_type in run.settings.log_types}
-    due, statuses, busy = dict.fromkeys(turns, 0.0), dict.fromkeys(turns, 0), set(turns)
-    while busy or not once:
-        log_type = min(due, key=due.__getitem__)
-        wait_s = max(0, due[log_type] - run.clock())
-        if run.stop.wait(min(wait_s, REPORT_S) if busy else wait_s):
-            run.stderr.show([])
-            log.info("stopped by a signal%s", "" if run.is_replay else "; all that was written is checkpointed")
-            return max(GaveUp.status, *statuses.values()) if once else 0
-        if run.clock() >= due[log_type]:
+    def read_window(self) -> Iterator[float]:
+        """One pass: read up to now less Duo's delay, and write and checkpoint page after page. Yields when its next
+        request is due (s, by the monotonic clock). Raises GaveUp and CollectorError."""
+        duo, walk, opened, more = self.run.duo, self.open_walk(), 1, True
+        while more and (walk.start_ms < walk.until_ms or self.state.since_ms > duo.now_ms()):
+            yield self.pace.due
+            known_s, page = duo.clock_offset_s, None
             try:
-                due[log_type] = next(turns[log_type])
-                busy.add(log_type)
-            except StopIteration as end:
-                statuses[log_type], turns[log_type] = end.value, collect(run, log_type)
-                due[log_type] = run.clock() + run.settings.interval_s
-                busy.discard(log_type)
-                run.metrics_due = 0
-                if not busy:
-                    run.duo.session.close()  # Duo would have closed the connection by the next pass
-        report(run)
-    return max(statuses.values())
+                page = self.fetch(walk)
+            except Failed as problem:
+                self.postpone(problem)
+                continue
+            except BadRequest:
+                if not walk.cursor:
+                    raise
+            # The first answer tells Duo's clock. A window that reached into what Duo does not show yet may be empty for
+            # that alone, and one that ended far too early leaves events for later: choose again.
+            too_far = walk.until_ms > duo.now_ms() - self.log_type.delay_ms
+            if not walk.pages and opened < 3 and (too_far or abs(duo.clock_offset_s - known_s) > JITTER_S):
+                walk, opened = self.open_walk(), opened + 1
+                continue
+            self.accept_start(walk)
+            self.walk, more = walk, walk.step(page)
+            self.write(walk, more)
+        self.accept_start(walk)
 
+    def open_walk(self) -> Walk:
+        """A walk through what is to be read now, by Duo's clock as far as it is known. It may be empty."""
+        row, state, now_ms, start_ms = self.log_type, self.state, self.run.duo.now_ms(), self.state.start_ms
+        until_ms = int(min((now_ms - row.delay_ms) // 1000 * 1000, self.until_ms))
+        if row.kept_days:  # exactly 180 days are refused by the time they arrive
+            edge_ms = now_ms - row.kept_days * DAY_MS + DAY_MS // 48
+            start_ms = edge_ms + DAY_MS // 48 if state.since_ms < edge_ms else max(start_ms, edge_ms)
+        return Walk(row, start_ms, until_ms, self.tell_hole, None if self.run.is_range else state.written)
 
-def collect(run: Run, log_type: LogType) -> Turns[int]:
-    """One pass over one log type, and the line about it; returns the exit status."""
-    tally = run.tallies[log_type] = Tally(run.clock(), told=run.clock())
-    try:
-        yield from read_window(run, log_type, tally)
-        status, level, why = 0, logging.INFO, ""
-    except GaveUp as error:
-        status, level, why = error.status, logging.ERROR, f"; {error}"
-        health, now_ms = run.checkpoints.health[log_type], run.duo.now_ms()
-        health.last_error, health.last_error_ms, health.pass_ms = discreet(str(error)), now_ms, elapsed_ms(run, tally)
-        run.checkpoints.keep_clock(run.duo.clock_offset_s)
-        run.checkpoints.save()
-    del run.tallies[log_type]
-    events, requests = counted(tally.written, "event"), counted(tally.requests, "request")
-    until = iso(run.checkpoints.positions[log_type].since_ms)
-    log.log(level, "%s: %s in %s, up to %s%s", log_type.name, events, requests, until, why)
-    return status
+    def accept_start(self, walk: Walk) -> None:
+        """Go on where this walk starts, and say so if Duo no longer serves what lies before that."""
+        row, since_ms = self.log_type, self.state.since_ms
+        if walk.start_ms > since_ms:
+            gap = f"{iso(since_ms)} to {iso(min(walk.start_ms, self.until_ms))}"
+            log.warning("%s: Duo serves the last %d days only; passed over: %s", row.name, row.kept_days, gap)
+            self.state.since_ms = self.state.start_ms = walk.start_ms
 
-
-def elapsed_ms(run: Run, tally: Tally) -> int:
-    """How long a pass has taken so far."""
-    return int((run.clock() - tally.began) * 1000)
-
-
-def read_window(run: Run, log_type: LogType, tally: Tally) -> Turns[None]:
-    """Read from the checkpoint to now less Duo's delay: write page after page, checkpoint after each.
-
-    Raises GaveUp, which ends this log type's pass, and CollectorError.
-    """
-    opened = yield from open_window(run, log_type, tally)
-    if opened is None:
-        position = run.checkpoints.positions[log_type]
-        if run.checkpoints.document.get(log_type.since_key) != position.since_ms // log_type.unit_ms:
-            with run.checkpoints.moving(log_type, position):  # where --since said to start
-                pass
-        return
-    window, requests, first = opened
-    page: Page | None = first
-    tally.window, tally.total = window, first.total
-    tally.first_ms = min((e.time_ms for e in first.events if e.time_ms is not None), default=window.start_ms)
-    while True:
-        reached_ms = reached(log_type, page, window) if page is not None else 0
-        # Duo's count and a page that is not full agree that this is all. Both are hints, so the next window starts
-        # where this page ended; where nothing would come of that, or there is no next window, they are not relied upon.
-        whole = page is first and first.total == len(first.events) < log_type.page_size
-        whole = whole and reached_ms > window.start_ms and not run.is_replay
-        parameters = None if whole else following(requests, page)
-        if page is not None:
-            since_ms = window.until_ms if parameters is None else reached_ms
-            tally.reached_ms = None if parameters is None else reached_ms
-            write_page(run, log_type, tally, page, since_ms, reached_ms if whole else since_ms)
-        if parameters is None:
-            return
+    def fetch(self, walk: Walk) -> Page:
+        """The page that the walk asks for. Raises Refused, BadRequest, GaveUp or Failed."""
+        self.sent, duo = self.run.edges.monotonic(), self.run.duo
+        self.requests, self.pace.due = self.requests + 1, self.sent + self.pace.shortest
         try:
-            page = yield from ask(run, log_type, parameters, tally)
-        except BadRequest:
-            if log_type.cursor not in parameters:
-                raise
-            page = None
-
-
-def open_window(run: Run, log_type: LogType, tally: Tally) -> Turns[tuple[Window, Requests, Page] | None]:
-    """The window to read, the requests that read it, and its first page; None where there is nothing to read."""
-    for attempt in range(3):
-        start, window = choose_window(run, log_type)
-        ahead_ms = start.since_ms - run.duo.now_ms()
-        if window is None and (run.duo.clock_offset_s or 0 < ahead_ms < CLOCK_ERROR_MS):
-            run.duo.ask_clock()
-            start, window = choose_window(run, log_type)
-        if window is None:
-            warn_if_ahead(run, log_type)
-            warn_if_passed_over(run, log_type, start)
-            return None
-        requests = read(log_type, window, lambda words: found_hole(run, log_type, f"a hole, maybe: {words}"))
-        offset_s = run.duo.clock_offset_s
-        page = yield from ask(run, log_type, next(requests), tally)
-        # The first answer tells Duo's clock. A window that reached into what Duo does not show yet may have
-        # come back empty for that alone, and one that ended far too early leaves events for later: once more.
-        too_far = page.date_ms is not None and window.until_ms > page.date_ms - log_type.delay_ms
-        if not too_far and (attempt or abs(run.duo.clock_offset_s - offset_s) <= JITTER_S):
-            warn_if_passed_over(run, log_type, start)
-            run.checkpoints.positions[log_type] = start
-            return window, requests, page
-    raise GaveUp("Duo's Date jumps to and fro")
-
-
-def found_hole(run: Run, log_type: LogType, words: str) -> None:
-    """Say that events are missing, and count it."""
-    run.checkpoints.health[log_type].holes += 1
-    log.warning("%s: %s", log_type.name, words)
-
-
-def choose_window(run: Run, log_type: LogType) -> tuple[Position, Window | None]:
-    """From the checkpoint less the lookback to now less Duo's delay: where to start, and None where that is empty."""
-    position, now_ms = run.checkpoints.positions[log_type], run.duo.now_ms()
-    until_ms = int(min((now_ms - log_type.delay_ms) // 1000 * 1000, run.until_ms))
-    edge_ms = now_ms - log_type.kept_days * DAY_MS + DAY_MS // 48 if log_type.kept_days else 0
-    if position.since_ms < edge_ms:
-        position = Position.fresh(edge_ms + DAY_MS // 48)  # exactly 180 days are refused by the time they arrive
-    start_ms = max(position.start_ms, edge_ms)
-    return position, Window(start_ms, until_ms) if start_ms < until_ms and position.since_ms <= now_ms else None
-
-
-def warn_if_ahead(run: Run, log_type: LogType) -> None:
-    """Say that a checkpoint is in the future, and how far."""
-    ahead_ms = run.checkpoints.positions[log_type].since_ms - run.duo.now_ms()
-    if ahead_ms > 0:
-        where, ahead = f"{log_type.since_key} in {run.checkpoints.path}", duration(ahead_ms)
-        log.warning("%s: %s is %s ahead of now: set it back, or nothing is collected", log_type.name, where, ahead)
-
-
-def warn_if_passed_over(run: Run, log_type: LogType, start: Position) -> None:
-    """Say that Duo has no longer what lies between the checkpoint and this start."""
-    since_ms = run.checkpoints.positions[log_type].since_ms
-    if start.since_ms > since_ms:
-        name, days, until_ms = log_type.name, log_type.kept_days, min(start.since_ms, run.until_ms)
-        gap = f"{iso(since_ms)} to {iso(until_ms)}"
-        log.warning("%s: Duo serves the last %d days only; passed over: %s", name, days, gap)
-
-
-def ask(run: Run, log_type: LogType, parameters: Mapping[str, str], tally: Tally) -> Turns[Page]:
-    """One page, tried until Duo gives it. Raises Refused, BadRequest, or GaveUp at the end of patience."""
-    pace, health, last_try, why = run.paces[log_type], run.checkpoints.health[log_type], float("inf"), ""
-    failing: dict[type[Failed], float] = {}  # since when there has been nothing but that
-    if pace.due > run.clock() + Limited.patience_s:
-        raise GaveUp(f"the next request is not due for another {duration((pace.due - run.clock()) * 1000)}")
-    while True:
-        yield pace.due
-        sent = run.clock()
-        if sent > last_try + 1:  # the turns of others have taken so long
-            raise GaveUp(why)
-        tally.requests, pace.due = tally.requests + 1, sent + pace.shortest
-        try:
-            page = request_page(run.duo, log_type, parameters)
-        except GaveUp as problem:
-            health.count(problem.outcome)
+            if walk.start_ms < walk.until_ms:
+                page = duo.fetch_page(self.log_type, walk.parameters)
+            else:  # by the local clock the checkpoint is ahead of now: is it, by Duo's?
+                duo.ask_clock()
+                page, ahead_ms = Page([]), self.state.since_ms - duo.now_ms()
+                if ahead_ms > 0:
+                    where = f"{self.log_type.since_key} in {self.run.checkpoints.path}"
+                    raise GaveUp(f"{where} is {duration(ahead_ms)} ahead of now: set it back, or nothing is collected")
+        except Problem as problem:
+            self.health[problem.outcome] += 1
             raise
-        except Failed as problem:
-            health.count(problem.outcome)
-            now, first, why = run.clock(), not failing, f"{problem}; given up for this pass"
-            if isinstance(problem, Limited):
-                failing.pop(Failed, None)  # Duo is there
-                pace.limited(sent)
-            else:
-                pace.failed(now)
-            last_try = failing.setdefault(type(problem), sent) + max(problem.patience_s, pace.shortest)
-            pace.due = max(pace.due, now + problem.retry_after_s)
-            if now >= last_try or now + problem.retry_after_s > last_try:
-                raise GaveUp(why) from None
-            pace.due = max(min(pace.due, last_try), sent + pace.shortest)
-            level = logging.INFO if first or pace.due > now + 10 else logging.DEBUG
-            log.log(level, "%s: %s; again in %.0f s", log_type.name, problem, pace.due - now)
+        self.health["ok"], self.failing = self.health["ok"] + 1, {}
+        self.pace.page(self.sent)
+        return page
+
+    def postpone(self, problem: Failed) -> None:
+        """Have the request sent again later. Raises GaveUp at the end of patience."""
+        now, first, pace, sent = self.run.edges.monotonic(), not self.failing, self.pace, self.sent
+        asked_s = problem.answer.retry_after_s if problem.answer else 0
+        if isinstance(problem, Limited):
+            self.failing.pop(Failed, None)  # Duo is there
+            pace.limited(sent)
         else:
-            pace.page(sent)
-            health.count("ok")
-            return page
+            pace.failed(now)
+        last_try = self.failing.setdefault(type(problem), sent) + max(problem.patience_s, pace.shortest)
+        pace.due = max(pace.due, now + asked_s)
+        if now >= last_try or now + asked_s > last_try:
+            raise GaveUp(f"{problem}; given up for this pass")
+        pace.due = max(min(pace.due, last_try), sent + pace.shortest)
+        level = logging.INFO if first or pace.due > now + 10 else logging.DEBUG
+        log.log(level, "%s: %s; again in %.0f s", self.log_type.name, problem, pace.due - now)
 
-
-def write_page(run: Run, log_type: LogType, tally: Tally, page: Page, since_ms: int, again_ms: int) -> None:
-    """Write what is new on a page, then move the checkpoint to `since_ms`. Raises CollectorError."""
-    assert tally.window
-    position, health = run.checkpoints.positions[log_type], run.checkpoints.health[log_type]
-    lines = sift(run, log_type, tally, page.events)
-    health.events += len(lines)
-    if tally.reached_ms is None:  # the last page
-        if tally.total is not None and tally.received < tally.total:
-            counts = f"Duo counts {counted(tally.total, 'event')}, its pages held {tally.received:,}"
-            span = f"from {iso(tally.window.start_ms)} to {iso(tally.window.until_ms)}"
-            found_hole(run, log_type, f"a hole: {span} {counts}")
-        health.last_success_ms, health.pass_ms = run.duo.now_ms(), elapsed_ms(run, tally)
-    moved = position.moved(since_ms, again_ms, tally.latest, run.settings.lookback_ms)
-    if lines or moved != position:
-        run.checkpoints.keep_clock(run.duo.clock_offset_s)
-        with run.checkpoints.moving(log_type, moved):
+    def write(self, walk: Walk, more: bool) -> None:
+        """Write what is new on the latest page, then move the checkpoint. Raises CollectorError."""
+        run, row, state, lines, times = self.run, self.log_type, self.state, list[str](), dict[str, int]()
+        for identity, event in walk.fresh.items():
+            at_ms = event.time_ms
+            if identity not in state.written and (at_ms is None or at_ms < self.until_ms):
+                self.read += 1
+                if run.held is None or digest(row, identity) not in run.held:
+                    lines.append(event.text + self.tail)
+            odd = at_ms is None or not walk.start_ms <= at_ms <= walk.until_ms + 2 * row.delay_ms
+            times[identity] = walk.until_ms if at_ms is None or odd else int(at_ms)
+        if not more:
+            if walk.total is not None and walk.received < walk.total:
+                counts = f"Duo counts {counted(walk.total, 'event')}, its pages held {walk.received:,}"
+                words = f"a hole: from {iso(walk.start_ms)} to {iso(walk.until_ms)} {counts}"
+                self.tell_hole(walk.start_ms, walk.until_ms, words)
+            self.note_time("last_success_ms")
+        self.written += len(lines)
+        self.health["events"] += len(lines)
+        state.advance(walk.reached_ms if more else walk.until_ms, walk.newest_ms, run.settings.lookback_ms, times)
+        run.checkpoints.document["account"] = run.settings.account
+        with run.checkpoints.saving(row):
             run.output.write(lines)
-    run.output.unsaved = False
+
+    def tell_hole(self, first_ms: int, last_ms: int, words: str) -> None:
+        """Say that Duo has events that it does not show, and count it: once, although later passes meet it again."""
+        if first_ms > self.state.hole_ms:
+            self.state.hole_ms = last_ms
+            self.health["holes"] += 1
+            log.warning("%s: %s", self.log_type.name, words)
+
+    def note_time(self, name: str) -> None:
+        """Take note of when this pass ended, and of how long it took."""
+        took_ms = int((self.run.edges.monotonic() - self.began) * 1000)
+        self.health.update({name: self.run.duo.now_ms(), "pass_ms": took_ms})
+
+    def end_pass(self, status: int, why: str) -> None:
+        """Take note of how the pass ended, and say so."""
+        run, name = self.run, self.log_type.name
+        if why:
+            self.note_time("last_error_ms")
+            self.health["last_error"] = redact(why)
+            run.checkpoints.save_health()
+        self.status, self.busy, self.steps, self.walk, run.metrics_due = status, False, None, None, 0
+        self.due = math.inf if run.once else run.edges.monotonic() + run.settings.interval_s
+        off_s, side = abs(run.duo.clock_offset_s), "behind" if run.duo.clock_offset_s > 0 else "ahead of"
+        if off_s > CLOCK_S and not run.duo.clock_told:
+            run.duo.clock_told = True
+            log.warning("local clock is %.0f s %s Duo's; collecting by Duo's, but set it right", off_s, side)
+        if run.held is not None:
+            level, file = logging.WARNING if self.written else logging.INFO, run.settings.missing_from
+            log.log(level, "%s: of %s, %d missing from %s", name, counted(self.read, "event"), self.written, file)
+        counts = f"{counted(self.written, 'event')} in {counted(self.requests, 'request')}"
+        ending = f"{counts}, up to {iso(self.state.since_ms)}" + (f"; {why}" if why else "")
+        log.log(logging.ERROR if why else logging.INFO, "%s: %s", name, ending)
 
 
-def sift(run: Run, log_type: LogType, tally: Tally, events: list[Event]) -> list[str]:
-    """The lines of a page's events that were not written before."""
-    assert tally.window
-    window, written, latest = tally.window, run.checkpoints.positions[log_type].written, tally.latest
-    until_ms = run.until_ms // log_type.unit_ms * log_type.unit_ms if run.is_replay else float("inf")
-    added = {"eventtype": log_type.name, "host": run.settings.host}  # as Duo's own client does
-    tail = json.dumps(added, separators=(",", ":"))[1:] + "\n"
-    if log_type.cursor is None:
-        tally.seen.clear()  # such a page starts with a whole second, and with it the count of equal events
-    lines: list[str] = []
-    identities: dict[str, int] = {}
-    for text, identity, time_ms in in_order(events):
-        early_ms = 0 if time_ms is None else window.start_ms - time_ms
-        if log_type.cursor is None and 0 < early_ms <= log_type.unit_ms:
-            continue  # of the second that by_mintime asks for in addition
-        if identity[0] == "#":
-            tally.seen[identity] += 1
-            identity = f"{identity[1:]}#{tally.seen[identity]}"
-        known = identity in written or identity in latest or identity in identities
-        if not known and (time_ms is None or time_ms < until_ms):
-            lines.append(text + tail)
-        # An odd time says nothing about where in the window Duo has the event.
-        identities[identity] = window.until_ms if time_ms is None or early_ms > 0 else int(time_ms)
-    tally.written += len(lines)
-    tally.received += len(identities.keys() - latest.keys())
-    tally.latest = identities
-    return lines
+def run_passes(run: Run, collectors: list[Collector]) -> int:
+    """Collect every enabled log type, pause, collect it again; or once, until each is caught up or has given up.
+
+    They take turns, a request each, so that the backlog of one does not hold up the others. Returns the exit status,
+    which after SIGTERM or SIGINT is 0 in a loop."""
+    edges = run.edges
+    while any(collector.due < math.inf for collector in collectors):
+        collector = min(collectors, key=lambda collector: collector.due)
+        wait_s = max(0.0, collector.due - edges.monotonic())
+        if edges.wait(min(wait_s, REPORT_S) if any(other.busy for other in collectors) else wait_s):
+            run.stderr.show([])
+            log.info("stopped by a signal%s", "" if run.is_range else "; all that was written is checkpointed")
+            return max(GaveUp.status, *(collector.status for collector in collectors)) if run.once else 0
+        if edges.monotonic() >= collector.due:
+            collector.turn()
+            if not any(other.busy for other in collectors):
+                run.duo.session.close()  # Duo would have closed the connection by the next pass
+                run.duo.clock_told = False
+        report(run, collectors)
+    return max(collector.status for collector in collectors)
 
 
-def in_order(events: list[Event]) -> list[Event]:
-    """Events sorted by their times; one without a time stays behind the one before it."""
-    given = (event.time_ms for event in events)
-    times = accumulate(given, lambda before, time_ms: before if time_ms is None else time_ms, initial=0.0)
-    return [event for _, event in sorted(zip(islice(times, 1, None), events), key=itemgetter(0))]
+# Reports
+
+REPORT_S = 30  # how often a long pass, at least, tells its progress and renews the metrics
 
 
-# What people and machines are told
-
-REPORT_S = 30  # how often, at least, a long pass tells how far it is and renews the metrics
-
-
-def report(run: Run) -> None:
-    """Tell how far the passes under way are, and write the metrics file, where either is due."""
-    now = run.clock()
-    under_way = [(row, tally) for row, tally in run.tallies.items() if tally.reached_ms is not None]
+def report(run: Run, collectors: list[Collector]) -> None:
+    """Tell the progress of the passes under way, and write the metrics file, where either is due."""
+    now = run.edges.monotonic()
+    under_way = [collector for collector in collectors if collector.walk]
     if run.stderr.terminal:
-        run.stderr.show([progress(row, tally, now) for row, tally in under_way])
-    else:
-        for row, tally in under_way:
-            if now >= tally.told + REPORT_S:
-                tally.told = now
-                log.info("%s", progress(row, tally, now))
-    if run.settings.metrics_file and now >= run.metrics_due:
+        run.stderr.show([progress(collector, now) for collector in under_way])
+    for collector in under_way:
+        if not run.stderr.terminal and now >= collector.told + REPORT_S:
+            collector.told = now
+            log.info("%s", progress(collector, now))
+    at_end = all(not collector.busy for collector in collectors)
+    if run.settings.metrics_file and now >= run.metrics_due and (at_end or run.held is None):
         run.metrics_due = now + REPORT_S
-        run.checkpoints.save()  # what is shown is kept, or after a kill the counters would go back
-        write_metrics(run)
+        run.checkpoints.save_health()  # what is shown is saved, or after a kill the counters would go back
+        write_metrics(run, collectors)
 
 
-def progress(log_type: LogType, tally: Tally, now: float) -> str:
+def progress(collector: Collector, now: float) -> str:
     """How far a pass is: the share of the window, the time left, events so far, the rate, the time reached."""
-    assert tally.window and tally.reached_ms is not None
-    elapsed_s = max(0.001, now - tally.began)
-    read_ms, span_ms = tally.reached_ms - tally.first_ms, tally.window.until_ms - tally.first_ms
-    share = min(1.0, tally.received / tally.total if tally.total else read_ms / max(1, span_ms))
-    events = f"{counted(tally.written, 'event')} so far, {tally.received / elapsed_s * 60:,.0f} a minute"
-    if not log_type.ordered:
-        return f"{log_type.name}: {events}"
+    walk, name = collector.walk, collector.log_type.name
+    assert walk
+    elapsed_s = max(0.001, now - collector.began)
+    events = f"{counted(collector.written, 'event')} so far, {walk.received / elapsed_s * 60:,.0f} a minute"
+    if not collector.log_type.ordered:
+        return f"{name}: {events}"
+    read_ms, span_ms = walk.reached_ms - walk.first_ms, walk.until_ms - walk.first_ms
+    share = max(0.0, min(1.0, walk.received / walk.total if walk.total else read_ms / max(1, span_ms)))
     left = f"{duration(elapsed_s * (1 / share - 1) * 1000)} left" if share > 0 else "just begun"
-    return f"{log_type.name}: {share:.0%}, {left}; {events}, up to {iso(tally.reached_ms)}"
+    return f"{name}: {share:.0%}, {left}; {events}, up to {iso(walk.reached_ms)}"
 
 
-METRICS: tuple[tuple[str, str, str, Callable[[Position, Health], float]], ...] = (
-    ("events_total", "counter", "Events written.", lambda _, health: health.events),
-    ("holes_total", "counter", "Windows of which Duo did not show all events.", lambda _, health: health.holes),
-    ("checkpoint_timestamp_seconds", "gauge", "Everything up to here has been written.",
-     lambda position, _: position.since_ms / 1000),
-    ("last_success_timestamp_seconds", "gauge", "When a pass last ended caught up; 0: never.",
-     lambda _, health: health.last_success_ms / 1000),
-    ("pass_duration_seconds", "gauge", "What the last pass took.", lambda _, health: health.pass_ms / 1000),
-)  # fmt: skip
+METRICS: Mapping[str, Callable[[Collector], float]] = {  # a name and its labels: the value for a log type
+    "events_total": lambda it: it.health["events"],
+    "holes_total": lambda it: it.health["holes"],
+    "checkpoint_timestamp_seconds": lambda it: it.state.since_ms / 1000,
+    "last_success_timestamp_seconds": lambda it: it.health["last_success_ms"] / 1000,
+    "pass_duration_seconds": lambda it: it.health["pass_ms"] / 1000,
+    'requests_total,outcome="ok"': lambda it: it.health["ok"],
+    'requests_total,outcome="limited"': lambda it: it.health["limited"],
+    'requests_total,outcome="refused"': lambda it: it.health["refused"],
+    'requests_total,outcome="failed"': lambda it: it.health["failed"],
+}  # fmt: skip
+LATE: Mapping[str, Callable[[Collector], float]] = {"late_events_total": lambda it: it.written}  # of --missing-from
 
 
-def write_metrics(run: Run) -> None:
+def write_metrics(run: Run, collectors: list[Collector]) -> None:
     """Write the file for node_exporter's textfile collector. Failure is no reason to stop collecting."""
-    from prometheus_client import exposition, metrics_core
-
-    checkpoints, host, families = run.checkpoints, run.settings.host, []
-    kinds = {"counter": metrics_core.CounterMetricFamily, "gauge": metrics_core.GaugeMetricFamily}
-    for name, kind, text, value in METRICS:
-        family = kinds[kind](f"duo_collector_{name}", text, labels=["host", "log_type"])
-        for row in run.settings.log_types:
-            family.add_metric([host, row.name], value(checkpoints.positions[row], checkpoints.health[row]))
-        families.append(family)
-    labels = ["host", "log_type", "outcome"]
-    requests = kinds["counter"]("duo_collector_requests_total", "Requests, by what came of them.", labels=labels)
-    for row in run.settings.log_types:
-        for outcome in ("ok", "limited", "refused", "failed"):
-            requests.add_metric([host, row.name, outcome], getattr(checkpoints.health[row], outcome))
-    clock = kinds["gauge"]("duo_collector_clock_difference_seconds", "Duo's clock less the local one.", labels=["host"])
-    clock.add_metric([host], run.duo.clock_offset_s)
-    path = str(run.settings.metrics_file)
+    path, lines, before = run.settings.metrics_file, list[str](), dict[str, str]()
+    if run.held is not None and os.path.exists(path):  # a counter that goes on from the last run
+        with open(path, encoding="utf-8", errors="replace") as file:
+            before.update(re.findall("(.*late_events_total.*}) ([0-9]+)", file.read()))
+    metrics = {key: [(f',log_type="{it.log_type.name}"', value(it)) for it in collectors]
+               for key, value in (METRICS if run.held is None else LATE).items()}  # fmt: skip
+    for key, samples in {**metrics, "clock_difference_seconds": [("", run.duo.clock_offset_s)]}.items():
+        name, comma, label = key.partition(",")
+        kind = f"# TYPE duo_collector_{name} {'counter' if name.endswith('_total') else 'gauge'}\n"
+        lines += [kind] if kind not in lines else []
+        for log_type, value in samples:
+            sample = f'duo_collector_{name}{{host="{run.settings.account}"{log_type}{comma}{label}}}'
+            lines.append(f"{sample} {value + int(before.get(sample, 0))}\n")
     try:
-        text = exposition.generate_latest(SimpleNamespace(collect=lambda: [*families, requests, clock])).decode()
-        with replacing(path, text):
+        with replacing(path, "".join(lines)):
             pass
         os.chmod(path, 0o644)  # whatever the umask: node_exporter is another user
     except OSError as error:
-        log.warning("DUO_METRICS_FILE %s cannot be written: %s", path, error.strerror)
+        log.warning("DUO_METRICS_FILE %s cannot be written: %s", path, reason(error))
 
 
-def show_status(settings: Settings, as_json: bool) -> int:
+def show_status(settings: Settings, edges: Edges, as_json: bool) -> int:
     """Say where each log type has got to, and how its passes end; return the exit status."""
-    output, checkpoints = Output(), Checkpoints(settings.checkpoint_file, settings.seeds)
+    output, checkpoints, now_ms = Output(), Checkpoints(settings.checkpoint_file, settings), edges.now() * 1000
     if not checkpoints.document:
-        log.info("checkpoint file %s does not exist yet: these are the seeds", checkpoints.path)
-    now_ms = (time.time() + checkpoints.clock_offset_s) * 1000
-    late, document = [], {}
-    for log_type in settings.log_types:
-        since_ms, health = checkpoints.positions[log_type].since_ms, checkpoints.health[log_type]
-        lag_ms = now_ms - since_ms
-        if settings.max_lag_ms is not None and abs(lag_ms) > settings.max_lag_ms:
-            late.append(log_type.name)
-        document[log_type.name] = {
-            "checkpoint": iso(since_ms),
-            "lag_seconds": int(lag_ms / 1000),
-            "last_success": iso(health.last_success_ms) if health.last_success_ms else None,
-            "last_error": health.last_error or None,
-            "last_error_time": iso(health.last_error_ms) if health.last_error_ms else None,
-        }
-        if not as_json:
-            side = "behind" if lag_ms >= 0 else "ahead of"
-            line = f"{log_type.name:20}{iso(since_ms)}  {duration(abs(lag_ms))} {side} now"
-            line += f", last success {ago(now_ms, health.last_success_ms)}"
-            if health.last_error_ms:
-                mended = ", mended since" if health.last_success_ms > health.last_error_ms else ""
-                line += f", last error {ago(now_ms, health.last_error_ms)}{mended}: {health.last_error}"
-            output.write([line + "\n"])
-    if as_json:
-        output.write([json.dumps(document) + "\n"])
+        what = "is empty" if os.path.exists(settings.checkpoint_file) else "does not exist yet"
+        log.info("checkpoint file %s %s: these are the seeds", checkpoints.path, what)
+    document, late, limit_ms = dict[str, Any](), [], settings.max_lag_ms
+    for row in settings.log_types:
+        since_ms, health = checkpoints.states[row].since_ms, checkpoints.states[row].health
+        lag_ms, success_ms, error_ms = now_ms - since_ms, health["last_success_ms"], health["last_error_ms"]
+        late += [row.name] if limit_ms is not None and abs(lag_ms) > limit_ms else []
+        document[row.name] = {
+            "checkpoint": iso(since_ms), "lag_seconds": int(lag_ms / 1000),
+            "last_success": iso(success_ms) if success_ms else None, "last_error": health["last_error"] or None,
+            "last_error_time": iso(error_ms) if error_ms else None,
+        }  # fmt: skip
+        line = f"{row.name:20}{iso(since_ms)}  {duration(abs(lag_ms))} {'behind' if lag_ms >= 0 else 'ahead of'} now"
+        line += f", last success {f'{duration(max(0, now_ms - success_ms))} ago' if success_ms else 'never'}"
+        if error_ms:
+            mended = ", mended since" if success_ms > error_ms else ""
+            line += f", last error {duration(max(0, now_ms - error_ms))} ago{mended}: {health['last_error']}"
+        output.write([] if as_json else [line + "\n"])
+    output.write([json.dumps(document) + "\n"] if as_json else [])
     if late:
-        log.error("more than %s from now: %s", duration(settings.max_lag_ms or 0), ", ".join(late))
+        limit = duration(limit_ms or 0)
+        log.error("%s: behind or ahead by more than %s: %s", checkpoints.path, limit, ", ".join(late))
     return GaveUp.status if late else 0
-
-
-def ago(now_ms: float, then_ms: int) -> str:
-    """3 min 10 s ago, or never."""
-    return f"{duration(max(0, now_ms - then_ms))} ago" if then_ms else "never"
 
 
 # The command line
@@ -1610,93 +1530,116 @@ def ago(now_ms: float, then_ms: int) -> str:
 GRACE_S = 3  # what is left, after SIGTERM, for a page that is being written
 
 
-def check(settings: Settings) -> int:
+def check(settings: Settings, edges: Edges) -> int:
     """Ask for a little of each log type, and say what comes of it; return the worst exit status."""
-    output, worst = Output(), 0
-    duo = Duo(settings, Checkpoints(settings.checkpoint_file, settings.seeds).clock_offset_s)
-    for log_type in settings.log_types:
-        until_ms = duo.now_ms() - log_type.delay_ms
-        parameters = next(read(log_type, Window(until_ms - 60_000, until_ms), log.debug))
+    output, duo, problems, said = Output(), Duo(settings, edges), dict[LogType, Any](), set[str]()
+    Checkpoints(settings.checkpoint_file, settings)
+    for row in settings.log_types:
+        until_ms = duo.now_ms() - row.delay_ms
+        parameters = Walk(row, until_ms - 60_000, until_ms, print).parameters
         try:
-            request_page(duo, log_type, {**parameters, "limit": "1"} if log_type.cursor else parameters)
-            output.write([f"{log_type.name}: ok\n"])
-        except (GaveUp, Failed) as problem:
-            worst = max(worst, problem.status)
-            output.write([discreet(f"{log_type.name}: {problem}\n")])
-    return worst
+            duo.fetch_page(row, {**parameters, "limit": "1"} if row.cursor else parameters)
+        except Problem as problem:
+            problems[row] = problem
+    for row in settings.log_types:
+        if isinstance(problems.get(row), Refused):  # which is clearer once Duo has answered for the other log types
+            problems[row] = refusal(duo, problems[row].answer, row)
+        words = redact(str(problems.get(row, "ok")))
+        output.write([f"{row.name}: {'the same' if words in said else words}\n"])
+        said.update({words} - {"ok"})
+    trouble = folder_trouble(settings.checkpoint_file)
+    output.write([f"checkpoint file {settings.checkpoint_file}: {trouble}\n"] if trouble else [])
+    return max([78 if trouble else 0, *(int(problem.status) for problem in problems.values())])
 
 
-def run_collector(settings: Settings, once: bool, stderr: StderrHandler) -> int:
-    """Collect, in one pass or in passes without end; return the exit status."""
-    output = Output()
-    path = None if settings.until else settings.checkpoint_file  # a replay leaves it to a service that may be running
-    if path:
-        lock(path)
-    checkpoints = Checkpoints(path, settings.seeds)
-    paces = {log_type: Pace(settings.requests_per_minute) for log_type in settings.log_types}
-    stop = stop_on_signals(output, GaveUp.status if once else 0)
-    run = Run(settings, Duo(settings, checkpoints.clock_offset_s), checkpoints, output, paces, stop, stderr)
-    if settings.since is not None:
-        start_at(run, settings.since, settings.until)
-    return run_passes(run, once)
-
-
-def start_at(run: Run, since: str, until: str | None) -> None:
-    """Put every log type where --since says, and say what that passes over. Raises CollectorError."""
-    run.duo.ask_clock()
-    now_ms, option, text = run.duo.now_ms(), "--since", since
+def list_accounts(settings: Settings, edges: Edges) -> int:
+    """Print the child accounts of an Accounts API application. Source: duo.com/docs/accountsapi, duo_client."""
+    output, duo = Output(), Duo(settings, edges)
     try:
-        since_ms = parse_when(since, now_ms)
-        if until is not None:
-            option, text = "--until", until
-            run.until_ms = parse_when(until, now_ms)
-            if run.until_ms <= since_ms:
-                raise ValueError("write a time later than that of --since")
-            if run.until_ms > now_ms - LOG_TYPES["authentication"].delay_ms:
-                log.warning("Duo shows nothing of the last two minutes yet, so it is not in this")
+        answer = duo.ask("/accounts/v1/account/list", {}, body=b"{}")
+        accounts = answer.fields.get("response")
+        if answer.status != 200 or not isinstance(accounts, list):
+            raise refusal(duo, answer, None)
+    except Problem as problem:
+        raise CollectorError(str(problem), problem.status) from None
+    output.write([json.dumps(account) + "\n" for account in accounts])
+    return 0
+
+
+def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler, stop: threading.Event | None) -> int:
+    """Collect, in one pass or in passes without end; return the exit status. Raises CollectorError."""
+    is_range, path = bool(settings.until or settings.missing_from), settings.checkpoint_file
+    output = Output(interrupted=is_range or os.path.exists(f"{path}.new"))
+    with contextlib.nullcontext() if is_range else locked(path):  # a range leaves the file to a service
+        checkpoints = Checkpoints("" if is_range else path, settings)
+        if stop:
+            stop_on_signals(stop, checkpoints.writing, GaveUp.status if once or is_range else 0)
+        run = Run(settings, edges, Duo(settings, edges), checkpoints, output, stderr, once or is_range, is_range)
+        collectors = [Collector(run, row) for row in settings.log_types]
+        for it in collectors:
+            if (key := it.log_type.since_key) in checkpoints.document and os.environ.get(key):
+                log.info("%s is not used: the checkpoint file says %s", key, iso(it.state.since_ms))
+        run.duo.answered = {it.log_type.name for it in collectors if it.health["last_success_ms"]}
+        if settings.missing_from:
+            service = Checkpoints(path, settings)  # read before FILE is: what is older is in FILE by then
+            for it in collectors if service.document else ():
+                it.until_ms = service.states[it.log_type].start_ms  # where the next pass of the service starts
+            run.held = read_written(settings)
+        if settings.since:
+            start_at(run, collectors, settings.since, settings.until)
+        return run_passes(run, collectors)
+
+
+def start_at(run: Run, collectors: list[Collector], since: When, until: When | None) -> None:
+    """Put every log type where --since says, and say what that passes over or repeats. Raises CollectorError."""
+    with contextlib.suppress(Failed):  # then the local clock has to do
+        run.duo.ask_clock()
+    now_ms, option = run.duo.now_ms(), "--since"
+    try:
+        since_ms = since(now_ms)
+        option = "--until"
+        until_ms = until(now_ms) if until else math.inf
+        if until_ms <= since_ms:
+            raise ValueError("write a time later than that of --since")
     except ValueError as wrong:
-        raise CollectorError(f"{option} is {text!r}: {wrong}", 2) from None
-    for row in run.settings.log_types:
-        start = Position.fresh(since_ms // row.unit_ms * row.unit_ms)
-        passed_ms = run.checkpoints.positions[row].since_ms
-        if row.name in run.checkpoints.document.get("written", {}) and passed_ms < start.since_ms:
-            span, key = f"{iso(passed_ms)} to {iso(start.since_ms)}", f"{row.since_key} in {run.checkpoints.path}"
-            log.warning("%s: --since passes over %s; to collect that set %s back", row.name, span, key)
-        run.checkpoints.positions[row] = start
-        if not run.is_replay and row.since_key not in run.checkpoints.document:
-            with run.checkpoints.moving(row, start):  # or a first pass that fails leaves the next one to the seeds
+        raise CollectorError(f"{option}: {wrong}", 2) from None
+    if now_ms - LOG_TYPES["authentication"].delay_ms < until_ms < math.inf:
+        log.warning("Duo shows nothing of the last two minutes yet, so it is not in this")
+    for it in collectors:
+        row, state, start_ms = it.log_type, it.state, it.log_type.floor(since_ms)
+        if (it.health["events"] or it.health["last_success_ms"]) and state.since_ms != start_ms:
+            words, span = "goes back, and writes events of %s again", f"{iso(start_ms)} to {iso(state.since_ms)}"
+            if state.since_ms < start_ms:
+                span, where = f"{iso(state.since_ms)} to {iso(start_ms)}", f"{row.since_key} in {run.checkpoints.path}"
+                words = f"passes over %s; to collect that set {where} back"
+            log.warning(f"%s: --since {words}", row.name, span)
+        state.since_ms, state.start_ms, state.hole_ms, state.written = start_ms, start_ms, 0, {}
+        it.until_ms = min(it.until_ms, row.floor(until_ms) if until else math.inf)
+        if not run.is_range:
+            with run.checkpoints.saving(row):  # at once, or after a pass that fails the next one starts elsewhere
                 pass
 
 
-def stop_on_signals(output: Output, status: int) -> threading.Event:
-    """An event that SIGTERM and SIGINT set; GRACE_S later the process ends, whatever it is waiting for.
-
-    A thread sees to that: in a look-up of a name or in a blocked write the main thread runs no
-    handler. It ends the process hard, which is no worse than the kill that the checkpoints are for.
-    """
-    stop = threading.Event()
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))  # whoever started it may block them
+def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int) -> None:
+    """Have SIGTERM and SIGINT set `stop`; GRACE_S later the process ends, whatever it is waiting for. A thread sees to
+    that: in a look-up of a name or in a blocked write the main thread runs no handler. It ends the process hard, which
+    is no worse than a kill. `writing` is held while a page is written and its checkpoint saved."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
 
     def watch() -> None:
-        while not {signal.SIGTERM, signal.SIGINT} & set(os.read(read_end, 64)):
-            pass
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # which is for the main thread
+        signal.sigwait({signal.SIGTERM, signal.SIGINT})
         stop.set()
         time.sleep(GRACE_S)
+        in_page, said = not writing.acquire(blocking=False), "in the middle of a request; nothing of it was written"
+        if in_page:
+            said = "while a page was being written: stdout is not being read, or the disk is slow; the checkpoint stays"
         with contextlib.suppress(OSError):
             if select.select([], [2], [], 0)[1]:  # not where the main thread is stuck in its log
-                if output.unsaved:
-                    log.error("stdout is not being read; the checkpoint stays before the page that was being written")
-                else:
-                    log.info("stopped by a signal in the middle of a request; nothing of it was written")
-        os._exit(74 if output.unsaved else status)
+                log.log(logging.ERROR if in_page else logging.INFO, "stopped by a signal %s", said)
+        os._exit(74 if in_page else status)
 
     threading.Thread(target=watch, daemon=True).start()
-    return stop
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -1709,42 +1652,41 @@ class ArgumentParser(argparse.ArgumentParser):
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line. Raises CollectorError."""
     parser = ArgumentParser(
-        prog="duo_collector.py",
-        allow_abbrev=False,
-        description="Collect Cisco Duo's audit logs as JSON lines on stdout.",
+        prog="duo_collector.py", allow_abbrev=False, description="Collect Cisco Duo's audit logs as JSON lines.",
         epilog="Settings: an option, before a variable in the environment, before the settings file, before the"
         " default; .env.example lists them. Exit status: 0 caught up, or stopped; 2 wrong command line; 74 output"
-        " failed; 75 passing trouble, run again; 77 refused by Duo; 78 wrong setting or checkpoint file.",
-    )
-    say = parser.add_argument
-    say("--once", action="store_true", help="one pass until caught up, then exit (for cron, a timer, a shell)")
-    say("--interval", metavar="SECONDS", help="pause between two passes (DUO_INTERVAL, or 300)")
-    say("--log-types", metavar="LIST", help=f"of {', '.join(LOG_TYPES)} (DUO_LOG_TYPES, or the first three)")
-    say("--since", metavar="WHEN", help="start here, not at the checkpoint (UTC): 2026-11-01, 2026-11-01T08:00Z, 24h")
-    say("--until", metavar="WHEN", help="with --since: print what lies between, and leave the checkpoint alone")
-    say("--env-file", metavar="PATH", help="settings file (.env beside the script)")
-    say("--checkpoint-file", metavar="PATH", help="its state (DUO_CHECKPOINT_FILE, or checkpoints.json beside it)")
-    say = parser.add_mutually_exclusive_group().add_argument
-    say("--check", action="store_true", help="ask Duo once for each log type, and say ok or what to fix")
-    say("--status", action="store_true", help="say where each log type has got to, without a request")
-    parser.add_argument("--max-lag", metavar="AGE", help="with --status: exit with 75 if any is further behind, as 15m")
-    parser.add_argument("--json", action="store_true", help="with --status: one JSON object")
-    say = parser.add_mutually_exclusive_group().add_argument
-    say("-v", "--verbose", action="store_true", help="on stderr, every request too")
-    say("-q", "--quiet", action="store_true", help="on stderr, only warnings and errors")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+        " failed; 75 temporary failure, run again; 77 refused by Duo; 78 wrong setting or checkpoint file.",
+    )  # fmt: skip
+    add, mode, level = parser.add_argument, parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
+    add("--once", action="store_true", help="one pass until caught up, then exit (for cron, a timer, a shell)")
+    add("--interval", metavar="SECONDS", help="pause between two passes, also as 10m (DUO_INTERVAL, or 300)")
+    add("--log-types", metavar="LIST", help=f"of {', '.join(LOG_TYPES)} (DUO_LOG_TYPES, or the first three)")
+    add("--since", metavar="WHEN", help="start here, not at the checkpoint (UTC): 2026-11-01, 2026-11-01T08:00Z, 24h")
+    add("--until", metavar="WHEN", help="with --since: print what lies between, and leave the checkpoint alone")
+    add("--missing-from", metavar="FILE", help="with --since: print what Duo has and FILE (- for stdin) does not")
+    add("--env-file", metavar="PATH", help="settings file (.env beside the script)")
+    add("--checkpoint-file", metavar="PATH", help="its state (DUO_CHECKPOINT_FILE, or checkpoints.json beside it)")
+    mode.add_argument("--check", action="store_true", help="ask Duo once for each log type, and say ok or what to fix")
+    mode.add_argument("--status", action="store_true", help="say where each log type has got to, without a request")
+    mode.add_argument("--accounts", action="store_true", help="list the child accounts of an Accounts API application")
+    add("--max-lag", metavar="AGE", help="with --status: exit with 75 if any is further behind, as 15m")
+    add("--json", action="store_true", help="with --status: one JSON object")
+    level.add_argument("-v", "--verbose", action="store_true", help="on stderr, every request too")
+    level.add_argument("-q", "--quiet", action="store_true", help="on stderr, only warnings and errors")
+    add("--version", action="version", version=f"%(prog)s {__version__}")
     options = parser.parse_args(arguments)
-    for name, needed in (("until", "since"), ("max_lag", "status"), ("json", "status")):
+    for name, needed in (("until", "since"), ("missing_from", "since"), ("max_lag", "status"), ("json", "status")):
         if getattr(options, name) and not getattr(options, needed):
             parser.error(f"--{name.replace('_', '-')} goes with --{needed}")
+    for name in ("check", "status", "accounts"):
+        if getattr(options, name) and (options.once or options.since):
+            parser.error(f"--{name} does not go with --{'once' if options.once else 'since'}: it collects nothing")
     return options
 
 
 class StderrHandler(logging.Handler):
-    """Writes each message as one line, whatever it quotes; a stderr that fails is no reason to stop.
-
-    Below them, on a terminal that shows nothing else, stands how far the work is.
-    """
+    """Writes each message as one line; a stderr that fails is no reason to stop. On a terminal that shows nothing else,
+    it keeps the progress of the passes under way below them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1753,11 +1695,13 @@ class StderrHandler(logging.Handler):
             self.terminal = os.isatty(2) and not os.isatty(1) and os.environ.get("TERM", "dumb") != "dumb"
             stream = os.fstat(2)  # a child of a service has the variable too, but maybe another stderr
             self.journal = os.environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
+        words = "%(levelname)s %(message)s" if self.journal else "%(asctime)s %(levelname)s %(message)s"
+        self.setFormatter(logging.Formatter(words, "%Y-%m-%dT%H:%M:%SZ"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = "".join(c if c.isprintable() else " " for c in discreet(self.format(record)))
-        level = f"<{SYSLOG_PRIORITIES[record.levelno]}>" if self.journal else ""
-        self.write(f"{level}{line}\n")
+        priority = {logging.ERROR: "<3>", logging.WARNING: "<4>", logging.INFO: "<6>", logging.DEBUG: "<7>"}
+        level = priority[record.levelno] if self.journal else ""
+        self.write(f"{level}{redact(self.format(record))}\n")
 
     def show(self, lines: list[str]) -> None:
         """Put these lines in the place of those shown before."""
@@ -1775,37 +1719,28 @@ class StderrHandler(logging.Handler):
             os.write(2, (erase + text).encode(errors="backslashreplace"))
 
 
-SYSLOG_PRIORITIES = {logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
-
-
-def set_up_log() -> StderrHandler:
-    """Log to stderr with UTC times; in systemd's journal without, as it has its own, and with priorities."""
-    handler = StderrHandler()
-    when = "" if handler.journal else "%(asctime)s "
-    formatter = logging.Formatter(when + "%(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
-    logging.basicConfig(handlers=[handler if sys.stderr is not None else logging.NullHandler()])
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it warns of is in our own messages
-    log.setLevel(logging.INFO)
-    return handler
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Do what the command line says; return the exit status."""
-    for number in (signal.SIGTERM, signal.SIGINT):  # until there is something to save; PID 1 has no default
-        signal.signal(number, lambda number, _: os._exit(128 + number))
-    stderr = set_up_log()
+def main(arguments: list[str] | None = None, edges: Edges | None = None) -> int:
+    """Do what the command line says; return the exit status. Without edges they are the real ones."""
+    stop = None if edges else threading.Event()
+    if stop:
+        edges = Edges(time.time, time.monotonic, stop.wait, open_session)
+        for number in (signal.SIGTERM, signal.SIGINT):  # until there is something to save; PID 1 has no default
+            signal.signal(number, lambda number, _: os._exit(128 + number))
+    assert edges
+    stderr, logging.Formatter.converter = StderrHandler(), time.gmtime
+    log.handlers = [stderr if sys.stderr is not None else logging.NullHandler()]
     try:
+        log.setLevel(logging.INFO)
         options = parse_options(arguments)
         log.setLevel(logging.DEBUG if options.verbose else logging.WARNING if options.quiet else logging.INFO)
-        beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), ".env")
-        load_env_file(beside if options.env_file is None else options.env_file, required=options.env_file is not None)
-        settings = load_settings(options, os.environ, int(time.time() * 1000))
+        path = options.env_file or os.path.join(os.path.dirname(os.path.abspath(__file__)), ".env")
+        there = "" if load_env_file(path, options.env_file is not None) else ", which does not exist: copy .env.example"
+        settings = load_settings(options, os.environ, f" in the environment or in {path}{there}")
         if options.status:
-            return show_status(settings, options.json)
-        once = options.once or options.until is not None
-        return check(settings) if options.check else run_collector(settings, once, stderr)
+            return show_status(settings, edges, options.json)
+        if options.check or options.accounts:
+            return (check if options.check else list_accounts)(settings, edges)
+        return collect(settings, edges, options.once, stderr, stop)
     except CollectorError as error:
         log.error("%s", error)
         return error.status
