@@ -632,7 +632,12 @@ class Page(NamedTuple):
     total: int | None = None  # events in the window, says Duo: a hint
 
 
-read_value = json.JSONDecoder(parse_constant=int).raw_decode  # int fails on NaN and Infinity, which are not JSON
+def refuse_constant(name: str) -> NoReturn:
+    """Refuse NaN and Infinity, which Python's parser would accept."""
+    raise ValueError(f"it holds {name}, which is not JSON")
+
+
+read_value = json.JSONDecoder(parse_constant=refuse_constant).raw_decode
 escape = lru_cache(10_000)(lambda text: json.dumps(text)[1:-1])  # names and places come again and again
 NOT_ASCII = re.compile("[^\x00-\x7f]+")
 BETWEEN = re.compile(r"\s*(?:,\s*(?=[^\s\]])|(?=\]))")
@@ -656,7 +661,7 @@ def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, An
                 between = BETWEEN.match(text, end)
                 at = between.end() if between else len(text)
             text = text[: opening.end()] + text[at:]
-        fields = json.loads(text, parse_constant=int)
+        fields = json.loads(text, parse_constant=refuse_constant)
         return (fields, events, "") if isinstance(fields, dict) else ({}, None, "")
     except (IndexError, RecursionError, ValueError) as error:
         why = "it is nested too deep" if isinstance(error, RecursionError) else reason(error)
@@ -869,7 +874,7 @@ class Walk:
                 self.cursors.add(page.cursor)
                 return True
         self.cursor = ""
-        return self.step_by_time(times, not page) if self.log_type.ordered else self.next_slice(drained=False)
+        return self.step_by_time(page) if self.log_type.ordered else self.next_slice(drained=False)
 
     def is_whole(self, count: int) -> bool:
         """Whether the first page is all of the window, by Duo's count: a hint, which saves a request. As the next pass
@@ -879,21 +884,25 @@ class Walk:
             return False
         return self.reached_ms > self.start_ms or self.page.keys() <= self.known.keys()
 
-    def step_by_time(self, times: list[float], refused: bool) -> bool:
+    def step_by_time(self, page: Page | None) -> bool:
         """Go on without a cursor: from the last instant (s on v1, ms on v2) that a page shows, until none is later. A
         page of nothing but one instant may be cut short there, and Duo has no way to ask for the rest of that."""
-        at_ms, unit_ms, count = self.at_ms, self.log_type.unit_ms, len(times)
+        at_ms, unit_ms, events = self.at_ms, self.log_type.unit_ms, page.events if page else list(self.page.values())
+        times, count = [event.time_ms for event in events if event.time_ms is not None], len(events)
+        latest_ms = max(times, default=0) if page else at_ms
+        ends = latest_ms >= at_ms + unit_ms or (page and not page.cursor and count < self.full)
         if self.reached_ms > at_ms:
             if self.cut:  # there is more after that instant, so it did fill a page
                 self.found_hole(at_ms - unit_ms, at_ms - unit_ms, self.cut)
             self.at_ms, self.cut = self.reached_ms, ""
-        elif max(times, default=0) >= at_ms + unit_ms or (count < self.full and not refused):
+        elif ends or (self.log_type.cursor and latest_ms < at_ms):  # or it is no answer to what was asked
             return False
         elif self.lead_s and any(at_ms - unit_ms <= time_ms < at_ms for time_ms in times):
             self.lead_s = 0  # so mintime does include its own second, and the one before takes up room on the page
         else:
             what = f"{counted(count, 'event')}{' of one millisecond' if unit_ms == MS else ''}"
-            self.cut = f"a hole, maybe: of {iso(at_ms)} Duo shows only {what}; going on after it"
+            if count >= self.full:
+                self.cut = f"a hole, maybe: of {iso(at_ms)} Duo shows only {what}; going on after it"
             if count >= self.log_type.page_size:
                 self.found_hole(at_ms, at_ms, self.cut)
                 self.cut = ""
@@ -1185,7 +1194,8 @@ class Pace:
 
     def page(self, sent: float) -> None:
         """The request of `sent` brought a page."""
-        self.interval = self.interval * 1.5 if self.tries == 1 else max(self.shortest, self.interval * 0.97)
+        interval = min(61, self.interval * 1.5) if self.tries == 1 else self.interval * 0.97
+        self.interval = max(self.shortest, interval)
         self.limit = self.limit if sent < self.limit_until else 0
         self.tries, self.backoff = 0, 0.0
         self.pages.append(sent)
@@ -1270,12 +1280,16 @@ class Collector:
         duo, walk, opened, more = self.run.duo, self.open_walk(), 1, True
         while more and (walk.start_ms < walk.until_ms or self.state.since_ms > duo.now_ms()):
             yield self.pace.due
+            walk = walk if walk.pages else self.open_walk()  # for the wait may have been long
             known_s, page = duo.clock_offset_s, None
             try:
                 page = self.fetch(walk)
             except Failed as problem:
                 self.postpone(problem)
                 continue
+            except Refused as problem:
+                yield self.pace.due  # by then Duo has answered for the other log types, which tells what this means
+                raise refusal(duo, problem.answer, self.log_type) if problem.answer else problem from None
             except BadRequest:
                 if not walk.cursor:
                     raise
@@ -1633,7 +1647,7 @@ def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int)
         time.sleep(GRACE_S)
         in_page, said = not writing.acquire(blocking=False), "in the middle of a request; nothing of it was written"
         if in_page:
-            said = "while a page was being written: stdout is not being read, or the disk is slow; the checkpoint stays"
+            said = "while a page was being written: its reader or the disk is slow; the checkpoint stays before that page"
         with contextlib.suppress(OSError):
             if select.select([], [2], [], 0)[1]:  # not where the main thread is stuck in its log
                 log.log(logging.ERROR if in_page else logging.INFO, "stopped by a signal %s", said)
