@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import codecs
 import contextlib
 import difflib
 import email.utils
@@ -638,20 +639,33 @@ def refuse_constant(name: str) -> NoReturn:
 
 
 read_value = json.JSONDecoder(parse_constant=refuse_constant).raw_decode
-escape = lru_cache(10_000)(lambda text: json.dumps(text)[1:-1])  # names and places come again and again
-NOT_ASCII = re.compile("[^\x00-\x7f]+")
+NOT_ASCII = re.compile(rb"[\x80-\xff]+")
 BETWEEN = re.compile(r"\s*(?:,\s*(?=[^\s\]])|(?=\]))")
+
+
+@lru_cache(10_000)  # names and places come again and again
+def escape(text: bytes) -> str:
+    """UTF-8 as JSON escapes it inside a string; a wrong byte becomes U+FFFD, so that it does not keep an event back."""
+    return json.dumps(text.decode(errors="replace"))[1:-1]
+
+
+def escape_run(error: UnicodeError) -> tuple[str, int]:
+    """The handler with which bytes.decode() reads what is not ASCII: in JSON that is inside strings only."""
+    assert isinstance(error, UnicodeDecodeError)
+    end = NOT_ASCII.match(error.object, error.start).end()  # type: ignore[union-attr]
+    return escape(error.object[error.start : end]), end
+
+
+codecs.register_error("escape_json", escape_run)
 
 
 def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, Any], list[Event] | None, str]:
     """Split an answer into its JSON with the list of events emptied, those events, and why that cannot be done.
 
-    An event's text goes out as it came in, or its numbers would change; but what is not ASCII, in JSON inside strings
-    only, is escaped, and a wrong byte becomes U+FFFD, so that it does not keep an event back."""
+    An event's text goes out as it came in: decoded and encoded again, its numbers would change."""
     events: list[Event] | None = None
     try:
-        text = NOT_ASCII.sub(lambda run: escape(run[0]), body.decode(errors="replace"))
-        text = text.replace("\n", " ").replace("\r", " ")  # they only stand between tokens
+        text = body.decode("ascii", "escape_json").replace("\n", " ").replace("\r", " ")  # which stand between tokens
         opening = log_type and re.search(rf'"{log_type.list_key}"\s*:\s*\[\s*', text)
         if log_type and opening:
             events, at = [], opening.end()
@@ -1288,7 +1302,7 @@ class Collector:
                 self.postpone(problem)
                 continue
             except Refused as problem:
-                yield self.pace.due  # by then Duo has answered for the other log types, which tells what this means
+                yield self.run.edges.monotonic()  # the other log types go first, and tell what this refusal means
                 raise refusal(duo, problem.answer, self.log_type) if problem.answer else problem from None
             except BadRequest:
                 if not walk.cursor:
@@ -1647,7 +1661,7 @@ def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int)
         time.sleep(GRACE_S)
         in_page, said = not writing.acquire(blocking=False), "in the middle of a request; nothing of it was written"
         if in_page:
-            said = "while a page was being written: its reader or the disk is slow; the checkpoint stays before that page"
+            said = "while a page was being written: its reader or the disk is slow; the checkpoint is before that page"
         with contextlib.suppress(OSError):
             if select.select([], [2], [], 0)[1]:  # not where the main thread is stuck in its log
                 log.log(logging.ERROR if in_page else logging.INFO, "stopped by a signal %s", said)
