@@ -1509,7 +1509,8 @@ def write_metrics(run: Run, collectors: list[Collector]) -> None:
             before.update(re.findall("(.*late_events_total.*}) ([0-9]+)", file.read()))
     metrics = {key: [(f',log_type="{it.log_type.name}"', value(it)) for it in collectors]
                for key, value in (METRICS if run.held is None else LATE).items()}  # fmt: skip
-    for key, samples in {**metrics, "clock_difference_seconds": [("", run.duo.clock_offset_s)]}.items():
+    clock = {"clock_difference_seconds": [("", run.duo.clock_offset_s)]} if run.held is None else {}
+    for key, samples in {**metrics, **clock}.items():
         name, comma, label = key.partition(",")
         kind = f"# TYPE duo_collector_{name} {'counter' if name.endswith('_total') else 'gauge'}\n"
         lines += [kind] if kind not in lines else []
