@@ -18,6 +18,7 @@ import errno
 import heapq
 import importlib.util
 import json
+import logging
 import os
 import random
 import re
@@ -28,6 +29,7 @@ import tempfile
 import time
 import traceback
 import types
+from bisect import bisect_left
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
@@ -127,7 +129,10 @@ class Ledger:
             size = draw.choice((30, 100, 300))
             at, width = start + draw.random() * DAY, draw.choice((0, 0.0009, 0.9))
             times += [at + draw.random() * width for _ in range(size)]
-        if v1 and draw.random() < 0.1:  # a directory sync: one second, and the minutes after it
+        if draw.random() < (0.01 if name in BUSY else 0.002):  # more than a page
+            at, size = start + draw.random() * DAY, draw.randrange(1000, 2600)
+            times += [at + draw.random() * HOUR for _ in range(size)]
+        if v1 and self.world.has("crowds") and draw.random() < 0.1:  # a directory sync: one second, and the minutes after it
             at = float(int(start + draw.random() * (DAY - 200)))
             size = draw.choice((400, 700, 950, 1300))
             times += [at] * size + [at + draw.random() * 120 for _ in range(draw.choice((0, 20, 400)))]
@@ -150,9 +155,11 @@ class Ledger:
                 self.world.duo.add(name, text, int(entry.shown * 1000) if late else None, odd)
             else:
                 on_time.append(text)
-            if stall and not again:
+            if again or hours_late:
+                continue
+            if stall:
                 stall.held.append(entry)
-            elif not hours_late and not again:
+            else:
                 self.expect(entry)
         self.world.duo.add(name, on_time)
         if v1:
@@ -212,12 +219,12 @@ class Ledger:
             raise Failure(f"{entry.log_type}: not the two fields of the collector: {tail[:100]!r}")
         return entry
 
-    def counted(self, entry: Entry, process: "Process") -> None:
+    def counted(self, entry: Entry, process: "Process", line: bytes) -> None:
         entry.written += 1
         self.newest[entry.log_type] = max(self.newest[entry.log_type], entry.time)
         where = f"{entry.log_type}: the event of {stamp(entry.time)}, shown at {stamp(entry.shown)},"
         if entry.written > entry.allowed:
-            raise Failure(f"{where} was written {entry.written} times; {entry.allowed} may be")
+            raise Failure(f"{where} was written {entry.written} times; {entry.allowed} may be ({process.kind}): {line[:200]!r}")
         if process.kind == "service" and entry.time < self.floor[entry.log_type] - LOG_TYPES[entry.log_type].unit_ms / 1000:
             raise Failure(f"{where} was written, though it is older than --since {stamp(self.floor[entry.log_type])}")
 
@@ -268,12 +275,15 @@ class Ledger:
         """What is long over, so that ten years fit into memory."""
         old = self.world.time - 200 * DAY
         for name, times in self.by_time.items():
-            gone = next((i for i, (time_s, _) in enumerate(times) if time_s >= old), len(times))
+            times.sort()
+            gone = bisect_left(times, (old,))
             for _, key in times[:gone]:
                 self.entries.pop(key, None)
             del times[:gone]
-            rows = self.world.duo._stores[name].rows
-            del rows[: next((i for i, row in enumerate(rows) if row.time_us >= old * 1e6), len(rows))]
+            store = self.world.duo._stores[name]
+            store.publish(int(self.world.time * 1000))
+            del store.rows[: bisect_left(store.rows, (old * 1e6,))]
+        self.crowds_due = [crowd for crowd in self.crowds_due if crowd[1] >= old]
 
 
 # The machine: processes, files, clocks
@@ -317,7 +327,7 @@ class Stream:
                 if line == self.tail:  # a line that was cut short was ended before anything else
                     continue
             entry = self.ledger.took(line, process)
-            self.ledger.counted(entry, process)
+            self.ledger.counted(entry, process, line)
             process.unsaved.append(entry)
             self.unsynced.append((start, entry))
         self.tail, self.size = tail, self.size + len(data)
@@ -356,6 +366,7 @@ class Disk(types.SimpleNamespace):
         self.durable: set = set()  # inodes that were synced since they were written
         self.renamed: Dict[str, Tuple[Optional[bytes], bool]] = {}  # since their folder was synced: what was there before
         self.full = self.odd_folder = self.unreadable = False
+        self.stdin = "/dev/null"
         self.left: Optional[int] = None  # calls until the process is killed
         for name in ("open", "write", "fsync", "replace", "rename", "unlink", "isatty", "fdatasync"):
             setattr(self, name, getattr(self, "_" + name))
@@ -385,6 +396,7 @@ class Disk(types.SimpleNamespace):
 
     def open_file(self, file: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
         """In place of the built-in open."""
+        file = self.stdin if file == 0 else file
         if isinstance(file, int):
             self.world.process.files.discard(file)  # it is closed with the object
         elif set(mode) & set("wax+"):
@@ -611,7 +623,7 @@ def network(*kinds: str) -> Callable:
 
 
 def slow_link(world: "World", draw: random.Random) -> Callable[[], Any]:
-    world.link_bytes_per_s = draw.uniform(3_000, 20_000)
+    world.link_bytes_per_s = draw.uniform(1_500, 10_000)
     return lambda: setattr(world, "link_bytes_per_s", 0)
 
 
@@ -670,6 +682,7 @@ DISTURBANCES: Dict[str, Disturbance] = {
     "late": Disturbance(0, (0, 0), True, lambda *_: None),
     "hours_late": Disturbance(0, (0, 0), True, lambda *_: None),
     "odd_times": Disturbance(0, (0, 0), True, lambda *_: None),
+    "crowds": Disturbance(0, (0, 0), True, lambda *_: None),
     "pipeline_stall": Disturbance(8, (1, 16), True, lambda *_: None),
     # How Duo answers
     "habits": Disturbance(12, (0, 0), True, habits),
@@ -678,10 +691,11 @@ DISTURBANCES: Dict[str, Disturbance] = {
     "flaky": Disturbance(8, (1, 48), False, rules(
         fault_rate=[0.05, 0.2, 0.5], fault_kinds=[COMMON_FAULTS], stall_s=[5.0, 60.0])),
     "rate_limit": Disturbance(12, (1, 100), False, rate_limit),
-    "forgotten_cursors": Disturbance(4, (24, 300), True, rules(cursor_lifetime=[0.0, 1.0, 10.0])),
-    "refused_cursors": Disturbance(4, (24, 300), True, rules(cursor_pages=[1, 2, 5])),
-    "missing_metadata": Disturbance(6, (24, 300), True, rules(
-        fault_rate=[0.2], fault_kinds=[("no_metadata",), ("no_cursor",), ("no_metadata", "no_cursor")])),
+    # Without short pages: where there is no cursor to go on with, they could not be told from the end.
+    "forgotten_cursors": Disturbance(4, (24, 300), True, rules(short_pages=[False], cursor_lifetime=[0.0, 1.0, 10.0])),
+    "refused_cursors": Disturbance(4, (24, 300), True, rules(short_pages=[False], cursor_pages=[1, 2, 5])),
+    "missing_metadata": Disturbance(6, (100, 700), True, rules(short_pages=[False],
+        fault_rate=[0.3], fault_kinds=[("no_metadata",), ("no_cursor",), ("no_metadata", "no_cursor")])),
     "spoilt_json": Disturbance(3, (1, 24), True, rules(fault_rate=[0.1], fault_kinds=[("nan", "deep", "truncated")])),
     "lying_counts": Disturbance(4, (24, 300), True, rules(total=["remaining", "changing", "page"])),
     "refused_log": Disturbance(4, (1, 40), False, rules(missing=SOME_LOGS)),
@@ -971,6 +985,8 @@ class World:
                 self.passes += 1
             elif "Traceback" in line:
                 raise Failure(line)
+            elif "Bad request timestamp" in line and not re.search("date|clock", line):
+                raise Failure(f"Duo refuses the date, and nothing is said of it: {line}")
             elif "a hole" in line:
                 self.ledger.hole(re.search(r"(\w+): ", line)[1], line, process)
 
@@ -1046,8 +1062,8 @@ class Operator:
         self.log_types, self.once, self.interval = BUSY, False, 300.0
         self.lookback: Any = world.lookback
         self.secret_key = world.duo.skey
-        self.rotated: Optional[Path] = None
-        self.rotated_at = 0.0
+        self.off_s = 0.0  # that the service is left alone after the next kill
+        self.rotated: Dict[Path, float] = {}  # files, and when their last line was written
         self.backup: Tuple[Optional[bytes], Dict[str, float]] = (None, {})
         self.open_output()
         for name in BUSY:
@@ -1059,8 +1075,13 @@ class Operator:
         return {
             "DUO_API_HOST": f"https://{HOST}", "DUO_INTEGRATION_KEY": self.world.duo.ikey,
             "DUO_SECRET_KEY": self.secret_key, "DUO_CHECKPOINT_FILE": self.world.checkpoint_file,
-            "DUO_LOG_TYPES": ",".join(self.log_types), "DUO_INTERVAL": f"{self.interval:.0f}",
+            "DUO_LOG_TYPES": ",".join(self.log_types), "DUO_INTERVAL": "300" if self.once else f"{self.interval:.0f}",
             "DUO_LOOKBACK": str(self.lookback), **seeds}  # fmt: skip
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether another job than the service is running."""
+        return any(process.kind != "service" for process in self.world.stack)
 
     def open_output(self) -> None:
         world = self.world
@@ -1079,6 +1100,9 @@ class Operator:
             if process.status == 78 and self.lookback != world.lookback:
                 self.lookback = world.lookback  # the message says what to write
             pause = 60 if process.status in (74, 78) else self.interval if self.once else world.draw.uniform(1, 60)
+            if process.killed:
+                pause, self.off_s = max(pause, self.off_s), 0.0
+                world.calm_since = max(world.calm_since, world.time + pause)
             world.advance(max(pause, world.booted + 5 - world.time))
 
     def between_runs(self, action: Callable[[], Any]) -> None:
@@ -1090,22 +1114,28 @@ class Operator:
 
     def rotate(self, draw: random.Random) -> None:
         world, stream = self.world, self.world.output
-        if stream.tail or len(world.stack) > 1 or stream.path == self.rotated:
+        if stream.tail or self.is_busy or stream.path in self.rotated:
             return
-        self.rotated, self.rotated_at = world.folder / "output.jsonl.1", world.time
+        for path in [path for path, at in self.rotated.items() if at < world.time - 4 * DAY]:
+            path.unlink()
+            del self.rotated[path]
+        rotated = world.folder / f"output.jsonl.{world.happened['rotation']}"
+        self.rotated[rotated] = world.time
         if draw.random() < 0.5:  # copytruncate
-            shutil.copyfile(stream.path, self.rotated)
+            shutil.copyfile(stream.path, rotated)
             os.truncate(stream.path, 0)
             stream.size = stream.synced = 0
             stream.unsynced.clear()
         else:
-            os.replace(stream.path, self.rotated)
-            stream.path = self.rotated
+            os.replace(stream.path, rotated)
+            stream.path = rotated
             self.between_runs(lambda: (stream.close(), self.open_output()))
 
     def replay(self, draw: random.Random) -> None:
         """Prints what lies between, each event once, whatever the service does."""
         world, now = self.world, self.world.time
+        if self.is_busy:
+            return
         since = int(now - draw.uniform(1, 72) * HOUR)
         until = int(min(since + draw.uniform(0.1, 24) * HOUR, now - 200))
         path = world.folder / "replay.jsonl"
@@ -1130,20 +1160,17 @@ class Operator:
     def missing_from(self, draw: random.Random) -> None:
         """The daily job that finds what Duo published hours late."""
         world, now = self.world, self.world.time
-        if not world.knows_missing_from or world.output.tail or not self.world.checkpoints:
+        if not world.knows_missing_from or world.output.tail or not world.checkpoints or self.is_busy:
             return
-        since, stdin, file = int(now - 48 * HOUR), sys.stdin, str(world.output.path)
-        if now - self.rotated_at < 60 * HOUR:
-            both = world.folder / "both.jsonl"
-            both.write_bytes(b"".join(p.read_bytes() for p in (self.rotated, world.output.path) if p and p.exists()))
-            sys.stdin, file = open(both), "-"
-        try:
-            process = world.run("missing", self.environ, "--since", stamp(since), "--missing-from", file,
-                                stdout=Stdout(world.output.fd))  # fmt: skip
-        finally:
-            if file == "-":
-                sys.stdin.close()
-            sys.stdin = stdin
+        if world.disk.unreadable:  # nor can this job read it
+            return
+        since, file = int(now - 48 * HOUR), str(world.output.path)
+        if self.rotated:
+            together = world.folder / "together.jsonl"
+            together.write_bytes(b"".join(path.read_bytes() for path in {**self.rotated, world.output.path: 0}))
+            world.disk.stdin, file = str(together), "-"
+        process = world.run("missing", self.environ, "--since", stamp(since), "--missing-from", file,
+                            stdout=Stdout(world.output.fd))  # fmt: skip
         if process.status != 0:
             return
         for name in self.log_types:
@@ -1161,8 +1188,15 @@ class Operator:
             self.log_types = BUSY + tuple(draw.sample(OTHERS, k=draw.randrange(len(OTHERS) + 1)))
             self.once = draw.random() < 0.3
             self.interval = draw.choice((900.0, 3600.0)) if self.once else draw.choice((300.0, 300.0, 600.0))
+            self.kill_soon(draw)
 
         self.between_runs(act)
+
+    def kill_soon(self, draw: random.Random) -> None:
+        """The first pass over half a year is the one that is most worth being killed."""
+        if self.world.has("kill") and draw.random() < 0.4:
+            self.world.disk.left = draw.randrange(200)
+            self.off_s = draw.choice((0, 0, 2)) * HOUR
 
     def fractional_lookback(self, draw: random.Random) -> Callable[[], Any]:
         def set_to(value: Any) -> Callable[[], Any]:
@@ -1179,7 +1213,8 @@ class Operator:
         return set_to(self.world.duo.skey)
 
     def since_back(self, draw: random.Random) -> None:
-        self.between_runs(lambda: self.start_at(self.world.time - draw.uniform(0.2, 100) * HOUR, draw))
+        hours = draw.choice((100, 500)) * draw.random()
+        self.between_runs(lambda: self.start_at(self.world.time - hours * HOUR, draw))
 
     def since_forward(self, draw: random.Random) -> None:
         self.between_runs(lambda: self.start_at(self.world.time - draw.uniform(0, 600), draw))
@@ -1197,6 +1232,7 @@ class Operator:
             self.ledger.floor.update(dict.fromkeys(OTHERS, 0.0))
             self.world.lives += 1
             self.start_at(self.world.time - draw.uniform(0.2, 100) * HOUR, draw)
+            self.kill_soon(draw)
 
         self.between_runs(act)
 
@@ -1277,6 +1313,8 @@ def simulate(path: Path, seed: int, days: float, without: Tuple[str, ...] = (), 
     """One life. `yearly` is called with the world at the end of each year."""
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="simulate.", dir=shm if os.access(shm, os.W_OK) else None) as folder:
+        for name in (None, "duo_collector"):  # of the life before
+            logging.getLogger(name).handlers.clear()
         module = load(path)
         world = World(module, seed, without, Path(folder), days, verbose)
         world.knows_missing_from = "--missing-from" in path.read_text()
