@@ -1391,7 +1391,10 @@ class Collector:
             self.note_time("last_success_ms")
         self.written += len(lines)
         self.health["events"] += len(lines)
-        state.advance(walk.reached_ms if more else walk.until_ms, walk.newest_ms, run.settings.lookback_ms, times)
+        since_ms, newest_ms = walk.until_ms, walk.newest_ms
+        if more:  # later pages of a log in no order may bring older events than this one
+            since_ms, newest_ms = walk.reached_ms, min(newest_ms, walk.reached_ms)
+        state.advance(since_ms, newest_ms, run.settings.lookback_ms, times)
         run.checkpoints.document["account"] = run.settings.account
         with run.checkpoints.saving(row):
             run.output.write(lines)
