@@ -62,9 +62,10 @@ def run(*command, **more):
 
 @dataclass
 class Tenant:
-    """What kubectl makes of an overlay."""
+    """What kubectl makes of an overlay; its job is the one that collects, or the one that looks for late events."""
 
     objects: list
+    cronjob: str = "duo-collector"
 
     def of(self, kind):
         return [o for o in self.objects if o["kind"] == kind]
@@ -75,8 +76,13 @@ class Tenant:
         return found[0]
 
     @property
+    def schedule(self):
+        (found,) = [o for o in self.of("CronJob") if re.fullmatch(f"{self.cronjob}-[a-z]+", o["metadata"]["name"])]
+        return found["spec"]
+
+    @property
     def job(self):
-        return self.of("CronJob")[0]["spec"]["jobTemplate"]["spec"]
+        return self.schedule["jobTemplate"]["spec"]
 
     @property
     def pod(self):
@@ -115,10 +121,12 @@ def test_kubernetes_knows_every_field(rendered, version):
     validator = module("kubernetes_validate", "PyPI: kubernetes-validate")
     version = validator.latest_version() if version == "latest" else version
     rendering = [kustomize(KUBERNETES / "base"), *map(rendered, TENANTS)]
-    assert [len(tenant.objects) for tenant in rendering] == [2, 4, 4]
+    assert [len(tenant.objects) for tenant in rendering] == [2, 4, 5]
     for tenant in rendering:
         for manifest in tenant.objects:
-            assert version.startswith(validator.validate(manifest, version, strict=True))  # by the schema of that version
+            assert version.startswith(
+                validator.validate(manifest, version, strict=True)
+            )  # by the schema of that version
 
 
 @pytest.mark.parametrize("tenant", TENANTS)
@@ -131,12 +139,24 @@ def test_a_tenant_refers_to_its_own_objects_only(rendered, tenant):
     rendering.named("Secret", volumes["secret-key"]["secret"]["secretName"])
     for source in rendering.container["envFrom"]:
         rendering.named("ConfigMap", source["configMapRef"]["name"])
-    pattern = rendering.of("CronJob")[0]["spec"]["schedule"]
-    assert re.fullmatch(r"[0-4]-59/5 \* \* \* \*", pattern)  # every five minutes, on a minute of its own
+    # Every five minutes, on a minute of its own.
+    assert re.fullmatch(r"[0-4]-59/5 \* \* \* \*", rendering.schedule["schedule"])
+    labels = {f"app.kubernetes.io/{name}": value for name, value in (("name", "duo-collector"), ("instance", tenant))}
+    for cronjob in rendering.of("CronJob"):
+        assert cronjob["metadata"]["labels"] == labels
+        assert cronjob["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"] == labels
+
+
+def test_the_daily_job_differs_in_its_command_only(rendered):
+    collecting = rendered("globex")
+    daily = Tenant(collecting.objects, "duo-collector-missing")
+    assert re.fullmatch(r"\d+ \d+ \* \* \*", daily.schedule["schedule"])
+    assert daily.container.pop("args") != collecting.container.pop("args")
+    assert daily.job == collecting.job
 
 
 def test_tenants_do_not_start_in_the_same_minute(rendered):
-    assert len({rendered(tenant).of("CronJob")[0]["spec"]["schedule"] for tenant in TENANTS}) == len(TENANTS)
+    assert len({rendered(tenant).schedule["schedule"] for tenant in TENANTS}) == len(TENANTS)
 
 
 def test_without_its_key_a_tenant_is_not_rendered(tmp_path):
@@ -269,7 +289,9 @@ class Image:
                 os.chmod(copy, int(option[8:], 8))
         elif instruction == "RUN":
             # The builder's network, certificates and settings of pip are lent, as an engine would.
-            lent = [p for p in ("/etc/resolv.conf", "/etc/hosts", "/etc/ssl/certs", "/etc/pip.conf") if os.path.exists(p)]
+            lent = [
+                p for p in ("/etc/resolv.conf", "/etc/hosts", "/etc/ssl/certs", "/etc/pip.conf") if os.path.exists(p)
+            ]
             environ = {n: v for n, v in os.environ.items() if re.fullmatch(r"PIP_.*|(?i:.*_proxy)|SSL_CERT_.*", n)}
             mounts = [(path, path) for path in lent]
             status, stdout, stderr = self.run(["/bin/sh", "-c", rest], mode="rw", mounts=mounts, environ=environ)
@@ -411,6 +433,10 @@ def run_as_docker_does(image, duo, tmp_path):
     (image.root / "opt/duo-collector/.env").unlink()  # the place of the mount; the image has no such file
 
 
+def command_of(image, tenant):
+    return [*tenant.container.get("command", image.entrypoint), *tenant.container["args"]]
+
+
 def pod_of(image, tenant, duo, tmp_path):
     """What the kubelet makes of a tenant's pod: its volume, and how to start its container, with the simulator for Duo."""
     pod, container = tenant.pod, tenant.container
@@ -431,7 +457,7 @@ def pod_of(image, tenant, duo, tmp_path):
         (keys / name).chmod(secret["defaultMode"])
     sources = {"secret-key": keys, "state": state}
     return state, {
-        "command": [*container.get("command", image.entrypoint), *container["args"]],
+        "command": command_of(image, tenant),
         "mounts": [(sources[mount["name"]], mount["mountPath"]) for mount in container["volumeMounts"]],
         "user": f"{security['runAsUser']}:{security['runAsGroup']}",
         "environ": environ,
@@ -446,11 +472,16 @@ def run_as_kubernetes_does(image, duo, rendered, tmp_path):
     assert len(stdout.splitlines()) == sum(len(duo.events(name)) for name in LOG_TYPES[:3])
     assert image.run(**pod)[:2] == (0, "")  # the volume knows what was written
 
-    state, pod = pod_of(image, rendered("globex", duo.skey), duo, tmp_path)
+    globex = rendered("globex", duo.skey)
+    state, pod = pod_of(image, globex, duo, tmp_path)
     status, stdout, stderr = image.run(**pod)
     assert (status, stdout) == (0, ""), stderr
     (events,) = (state / "events").glob("duo-20??-??-??.jsonl")
     assert len(events.read_text().splitlines()) == sum(len(duo.events(name)) for name in LOG_TYPES)
+
+    look_for_late_events(
+        image, duo, {**pod, "command": command_of(image, Tenant(globex.objects, "duo-collector-missing"))}, events
+    )
 
     duo.rules.stall_s = 30
     duo.inject(None, *["stall"] * 4)
@@ -463,6 +494,30 @@ def run_as_kubernetes_does(image, duo, rendered, tmp_path):
     os.chmod(state / "events", 0o500)
     events.unlink()
     assert image.run(**pod)[0] == 74
+
+
+def look_for_late_events(image, duo, pod, events):
+    """The daily job: appends them to the day's file; ends with 74, and repeats nothing, where a file cannot be read."""
+    before, now_ms = events.read_text(), duo.now_ms()
+    yesterday = events.with_name("duo-2026-01-01.jsonl")
+    lines = before.splitlines(keepends=True)
+    yesterday.write_text("".join(lines[:40]))
+    events.write_text("".join(lines[40:]))
+    duo.add("telephony", make_events("telephony", 3, now_ms - 90_000_000, now_ms - 80_000_000, seed=1))
+    status, stdout, stderr = image.run(**pod)
+    assert (status, stdout) == (0, ""), stderr
+    assert "WARNING telephony: of 22 events, 3 missing from -" in stderr and stderr.count("WARNING") == 1
+    found = events.read_text()
+    assert found.startswith("".join(lines[40:])) and found.count("\n") == len(lines) - 40 + 3
+    status, _, stderr = image.run(**pod)
+    assert status == 0 and "WARNING" not in stderr and events.read_text() == found
+    assert not list(events.parent.parent.glob("written*"))
+    requests = len(duo.requests)
+    yesterday.chmod(0)
+    status, _, stderr = image.run(**pod)
+    assert status == 74 and "Permission denied" in stderr and len(duo.requests) == requests
+    yesterday.unlink()
+    events.write_text(before)
 
 
 @pytest.mark.slow
