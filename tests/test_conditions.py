@@ -40,7 +40,7 @@ NONE = {"lost": 0, "doubled": 0}
 
 
 def holes(collector, log_type):
-    return json.loads(collector.checkpoint_file.read_text())["state"][log_type]["holes"]
+    return json.loads(collector.checkpoint_file.read_text())["state"][log_type]["health"]["holes"]
 
 
 def before(collector, statement):
@@ -187,7 +187,7 @@ def test_the_checkpoint_file_of_another_account_is_refused(duo, other, collector
     assert (result.status, result.stdout, len(other.requests)) == (78, "", 0), f"{len(result.events)} of 1,500 written"
     (line,) = result.stderr.splitlines()
     assert str(collector.checkpoint_file) in line
-    assert "belongs to 127.0.0.1, and these settings are of 127.0.0.2" in line
+    assert re.search("belongs to 127.0.0.1, .*settings.* 127.0.0.2", line)
     assert collector.checkpoint_file.read_bytes() == kept
     assert collector.once("--log-types", "telephony").status == 0
 
@@ -247,7 +247,7 @@ def test_since_warns_when_it_repeats_events(duo, collector):
     again = collector.once("--log-types", "telephony", "--since", "4h")
     assert len(again.events) == 300
     (line,) = [line for line in again.stderr.splitlines() if "WARNING" in line]
-    span = re.search("telephony: --since goes back, so events of (.*) to (.*) are written again", line)
+    span = re.search(r"telephony: --since goes back, .* events of (\S+) to (\S+) ", line)
     assert span and span[1] < span[2] <= stamp(now_ms())
 
 
@@ -281,7 +281,8 @@ def test_a_millisecond_that_cannot_be_paged_past_is_a_hole_told_and_counted_once
     results = [collector.once("--log-types", "telephony") for _ in range(3)]
     assert [(result.status, len(result.events)) for result in results] == [(0, 1_100), (0, 0), (0, 0)]
     told = "".join(result.stderr for result in results)
-    assert told.count("telephony: a hole, maybe: of one millisecond of ") == told.count("a hole") == 1
+    assert told.count("a hole") == 1
+    assert re.search("telephony: a hole, maybe: .*shows only 1,000 events of one millisecond", told)
     assert holes(collector, "telephony") == 1
 
 
@@ -539,7 +540,7 @@ def test_a_signal_during_a_slow_fsync_is_not_blamed_on_the_reader(duo, collector
     process.send_signal(signal.SIGTERM)
     line = next(line for line in iter(process.stderr.readline, b"") if b" ERROR " in line)
     assert time.monotonic() - began < 5  # what follows is up to strace
-    assert b"or the disk is slow" in line and b"the checkpoint stays before that page" in line
+    assert b"the disk is slow" in line and b"before that page" in line
     process.communicate(timeout=20)
     assert process.returncode == 74
 
@@ -568,7 +569,7 @@ def test_without_a_settings_file_all_that_is_missing_is_told_at_once(duo, collec
     (line,) = result.stderr.splitlines()
     assert result.status == 78
     assert "DUO_API_HOST is not set, DUO_INTEGRATION_KEY is not set, DUO_SECRET_KEY is empty" in line
-    assert f"{installed / '.env'}, which does not exist yet" in line and ".env.example" in line
+    assert f"{installed / '.env'}, which does not exist" in line and ".env.example" in line
 
 
 def settings_file(collector, installed, **more):
@@ -600,7 +601,7 @@ def test_a_line_of_the_settings_file_that_is_none_is_told_with_the_file(duo, col
     result = collector.once("--log-types", "telephony")
     assert result.status == 0
     (line,) = [line for line in result.stderr.splitlines() if "WARNING" in line]
-    assert f"settings file {path}: " in line and re.search(r"line \d", line)
+    assert f"settings file {path}" in line and re.search(r"line \d", line)
 
 
 UNKNOWN = {"DUO_LOGTYPES": "DUO_LOG_TYPES", "DUO_INTERVALL": "DUO_INTERVAL", "DUO_SECRET": "DUO_SECRET_KEY",
@@ -692,8 +693,6 @@ def test_another_run_is_named(duo, collector):
 @pytest.mark.parametrize("log_type", DEFAULT)
 def test_a_403_for_one_log_of_several_is_not_told_as_a_missing_permission(duo, collector, log_type, mode):
     duo.rules.missing[log_type] = 403
-    if mode == "--once":
-        collector.once()  # in which the first log type cannot know about the others
     result = collector.run(mode)
     (line,) = [line for line in (result.stdout + result.stderr).splitlines() if f"{log_type}: " in line]
     assert (result.status, "the account's plan does not include this log" in line, "Grant read log" in line) == (
