@@ -108,6 +108,13 @@ class Collector:
         return json.loads(self.checkpoint_file.read_text())[CHECKPOINT_KEYS[log_type][0]]
 
 
+def before(collector, statement):
+    """Let the collector's process do something before it begins; the rest of it is as ever."""
+    code = f"import sys, duo_collector; {statement}; sys.exit(duo_collector.main())"
+    collector.environ["PYTHONPATH"] = str(SCRIPT.parent)
+    collector.command = lambda *options: [sys.executable, "-c", code, "--env-file", "/dev/null", *map(str, options)]
+
+
 @pytest.fixture
 def duo():
     with Simulator() as simulator:

@@ -218,14 +218,20 @@ def test_events_published_late_are_written_by_a_later_pass(duo, collector):
     assert third.stdout == ""
 
 
-@pytest.mark.parametrize(("lookback_s", "late"), [(30, 0), (600, 5)])
-def test_the_lookback_is_a_setting(duo, collector, lookback_s, late):
+@pytest.mark.parametrize(("lookback_s", "newest_known", "late"), [(30, True, 0), (600, True, 5), (30, False, 5)])
+def test_the_lookback_is_a_setting(duo, collector, lookback_s, newest_known, late):
     setting = {"DUO_LOOKBACK": str(lookback_s)}
+    # No pass starts later than the newest event known, whatever the lookback; without one, at the seed.
+    newest_ms = now_ms() - (125_000 if newest_known else HOUR)
     collector.seed(telephony=now_ms() - HOUR)
-    collector.once("--log-types", "telephony", environ=setting)
+    if newest_known:
+        duo.add("telephony", make_events("telephony", 1, newest_ms, newest_ms + 1, seed=1))
+    assert len(collector.once("--log-types", "telephony", environ=setting).events) == newest_known
     at_ms = now_ms() - 8 * MINUTE
     duo.add("telephony", make_events("telephony", 5, at_ms, at_ms + 1000))
     assert len(collector.once("--log-types", "telephony", environ=setting).events) == late
+    started_ms = int(duo.requests[-1].params["mintime"])
+    assert abs(started_ms - min(newest_ms, now_ms() - 120_000 - lookback_s * 1000)) < 20_000
 
 
 @pytest.mark.parametrize("log_type", LOG_TYPES)
@@ -381,9 +387,11 @@ def test_a_checkpoint_ahead_of_now_is_reported_and_kept(duo, collector):
     collector.seed(authentication=now_ms() + 2 * HOUR + 30_000, administrator=now_ms() - HOUR)
     before = json.loads(collector.checkpoint_file.read_text())
     result = collector.once("--log-types", "authentication,administrator")
-    assert result.status == 0
-    assert "AUTH_SINCE_TIME" in result.stderr and re.search("is 2 h [0-9]+ s ahead of now", result.stderr)
-    assert {request.log_type for request in duo.requests} == {"administrator"}
+    assert result.status == 75
+    (line,) = [line for line in result.stderr.splitlines() if " ERROR " in line]
+    assert f"AUTH_SINCE_TIME in {collector.checkpoint_file} " in line and re.search("is 2 h [0-9]+ s ahead of now", line)
+    assert Counter(request.path for request in duo.requests) == {
+        "/auth/v2/ping": 1, "/admin/v1/logs/administrator": 1}  # fmt: skip
     after = json.loads(collector.checkpoint_file.read_text())
     assert after["AUTH_SINCE_TIME"] == before["AUTH_SINCE_TIME"]
 

@@ -564,13 +564,26 @@ def test_leftovers_of_a_killed_run_do_no_harm(duo, collector, tmp_path, kind):
     assert collector.since("telephony") > duo.now_ms() - HOUR_MS
 
 
-@pytest.mark.parametrize("ahead_ms", [-60_000, HOUR_MS], ids=["window_empty", "ahead"])
-def test_nothing_is_saved_when_nothing_has_changed(duo, collector, ahead_ms):
-    collector.seed(**dict.fromkeys(WHOLE, duo.now_ms() + ahead_ms))
+def test_nothing_is_saved_when_nothing_has_changed(duo, collector):
+    collector.seed(**dict.fromkeys(WHOLE, duo.now_ms() - 60_000))
     before = collector.checkpoint_file.stat()
     assert collector.once().status == 0
     after = collector.checkpoint_file.stat()
     assert (after.st_ino, after.st_mtime_ns, duo.requests) == (before.st_ino, before.st_mtime_ns, [])
+
+
+def test_only_the_failure_is_saved_when_the_checkpoint_is_ahead(duo, collector):
+    collector.seed(**dict.fromkeys(WHOLE, duo.now_ms() + HOUR_MS))
+    before = json.loads(collector.checkpoint_file.read_bytes())
+    for _ in range(2):
+        result = collector.once()
+        assert (result.status, result.stdout) == (75, "")
+        after = json.loads(collector.checkpoint_file.read_bytes())
+        states = after.pop("state")
+        assert (after, sorted(states)) == (before, sorted(WHOLE))
+        assert all(state["since_ms"] == state["start_ms"] and not state["written"] for state in states.values())
+        assert all("ahead of now" in state["health"]["last_error"] for state in states.values())
+    assert [request.path for request in duo.requests] == ["/auth/v2/ping"] * 2 * len(WHOLE)
 
 
 def test_a_page_is_on_the_disk_before_its_checkpoint(duo, collector, tmp_path, small_pages):

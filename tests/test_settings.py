@@ -362,8 +362,8 @@ def test_since_is_judged_by_duos_clock(duo, collector, offset_s, ahead_s):
     at = datetime.fromtimestamp(duo.now_ms() // 1000 + ahead_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     result = collector.once("--log-types", "telephony", "--since", at)
     assert [request.path for request in duo.requests] == ["/auth/v2/ping"]  # there is no window to ask for
-    assert result.stderr.count(" WARNING local clock is ") == bool(offset_s)
     if ahead_s < 0:
+        assert result.stderr.count(" WARNING local clock is ") == bool(offset_s)
         assert (result.status, collector.since("telephony")) == (0, duo_collector.parse_iso(at)), result.stderr
     else:
         assert (result.status, collector.checkpoint_file.exists()) == (2, False)
