@@ -46,6 +46,7 @@ SINCE_KEYS = {
     "authentication": "AUTH_SINCE_TIME", "administrator": "ADMIN_SINCE_TIME", "telephony": "TELEPHONY_SINCE_TIME",
     "activity": "ACTIVITY_SINCE_TIME", "offline_enrollment": "OFFLINE_ENROLLMENT_SINCE_TIME",
     "trust_monitor": "TRUST_MONITOR_SINCE_TIME"}  # fmt: skip
+LOG_OF_KEY = {key.encode(): name for name, key in SINCE_KEYS.items()}
 BUSY = ("authentication", "administrator", "telephony")  # the others have a tenth of their events
 OTHERS = ("activity", "offline_enrollment", "trust_monitor")
 HIDDEN_S = 120  # Duo shows nothing younger
@@ -63,6 +64,12 @@ class Killed(BaseException):
 
 def stamp(seconds: float) -> str:
     return datetime.fromtimestamp(int(seconds), timezone.utc).isoformat()[:19] + "Z"
+
+
+def checkpoints_in(data: bytes) -> Dict[str, float]:
+    """The checkpoints in a checkpoint file, in s."""
+    return {LOG_OF_KEY[key]: float(value) / (1000 if len(value) == 13 else 1)
+            for key, value in re.findall(rb'"([A-Z_]+_SINCE_TIME)": ([0-9]+)', data)}  # fmt: skip
 
 
 # What Duo publishes, and what has to become of it
@@ -312,6 +319,7 @@ class Stream:
         self.path, self.ledger = path, ledger
         self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.tail = b""  # of a line that is not whole
+        self.doubted = False  # a process was killed, and the next one cannot read what it left
         self.torn = False  # the tail is what a process left that ended in the middle of a write
         self.size = self.synced = os.fstat(self.fd).st_size
         self.unsynced: List[Tuple[int, Entry]] = []  # where the lines end that a power failure may take
@@ -322,10 +330,10 @@ class Stream:
         *lines, tail = (self.tail + bytes(data)).split(b"\n")
         for number, line in enumerate(lines):
             start += len(line) + 1
-            if number == 0 and self.torn:
-                self.torn = False
-                if line == self.tail:  # a line that was cut short was ended before anything else
-                    continue
+            ends_line = number == 0 and ((self.torn and line == self.tail) or (self.doubted and not line))
+            self.torn = self.doubted = False
+            if ends_line:  # a line that was cut short, or may have been, was ended before anything else
+                continue
             entry = self.ledger.took(line, process)
             self.ledger.counted(entry, process, line)
             process.unsaved.append(entry)
@@ -337,8 +345,8 @@ class Stream:
         self.synced = self.size
         self.unsynced.clear()
 
-    def process_ended(self) -> None:
-        self.torn = bool(self.tail)
+    def process_ended(self, in_doubt: bool) -> None:
+        self.torn, self.doubted = bool(self.tail), self.doubted or in_doubt
 
     def power_fails(self, draw: random.Random) -> None:
         """Lose what was not synced, or the last part of it."""
@@ -450,7 +458,10 @@ class Disk(types.SimpleNamespace):
     def _replace(self, source: str, target: str) -> None:
         self.strike()
         durable = os.stat(source).st_ino in self.durable
-        before = Path(target).read_bytes() if os.path.exists(target) else None
+        before = None
+        if target not in self.renamed and os.path.exists(target):
+            with open(target, "rb") as file:
+                before = file.read()
         os.replace(source, target)
         self.durable.clear()
         self.renamed.setdefault(target, (before, durable))
@@ -627,14 +638,22 @@ def slow_link(world: "World", draw: random.Random) -> Callable[[], Any]:
     return lambda: setattr(world, "link_bytes_per_s", 0)
 
 
-def clock_step(world: "World", draw: random.Random) -> Callable[[], Any]:
+def proxy_date(world: "World", draw: random.Random) -> Optional[Callable[[], Any]]:
+    if world.active["clock_step"]:  # then nothing would be left to tell the time by
+        return None
+    return world.change_rules({"date_offset": draw.choice((-1, 1)) * draw.uniform(1200, 9000)})
+
+
+def clock_step(world: "World", draw: random.Random) -> Optional[Callable[[], Any]]:
+    if world.active["proxy_date"]:
+        return None
     step = draw.choice((-1, 1)) * draw.choice((draw.uniform(60, 3600), draw.uniform(1, 24) * HOUR, draw.uniform(1, 9) * DAY))
     world.wall_offset += step
     return lambda: setattr(world, "wall_offset", world.wall_offset - step)
 
 
 def drift(world: "World", draw: random.Random) -> Callable[[], Any]:
-    world.drift, world.drift_since = draw.uniform(-2e-4, 2e-4), world.time
+    world.drift, world.drift_since = draw.uniform(-4e-5, 4e-5), world.time
     return lambda: setattr(world, "drift", 0.0)
 
 
@@ -703,7 +722,7 @@ DISTURBANCES: Dict[str, Disturbance] = {
     # What lies between
     "no_network": Disturbance(12, (0.02, 30), False, network("refused", "unreachable", "silent")),
     "slow_link": Disturbance(4, (2, 60), True, slow_link),
-    "proxy_date": Disturbance(4, (1, 60), True, rules(date_offset=lambda draw: draw.choice((-1, 1)) * draw.uniform(1200, 9000))),
+    "proxy_date": Disturbance(4, (1, 60), True, proxy_date),
     # The machine
     "kill": Disturbance(80, (0, 0), False, kill),
     "power_failure": Disturbance(12, (0, 0), False, power_failure),
@@ -733,8 +752,10 @@ DISTURBANCES: Dict[str, Disturbance] = {
 class World:
     """The clock that all go by, the timeline of what happens, and what has to hold."""
 
-    def __init__(self, module: Any, seed: int, without: Tuple[str, ...], folder: Path, days: float, verbose: bool) -> None:
-        self.module, self.seed, self.without, self.folder, self.verbose = module, seed, without, folder, verbose
+    def __init__(self, module: Any, seed: int, folder: Path, days: float, without: Tuple[str, ...], often: float,
+                 verbose: bool) -> None:  # fmt: skip
+        self.module, self.seed, self.folder = module, seed, folder
+        self.without, self.often, self.verbose = without, often, verbose
         self.draw, self.latency = random.Random(f"{seed} world"), random.Random(f"{seed} latency")
         self.time, self.end = float(START), START + days * DAY
         self.wall_offset = self.drift = self.drift_since = self.suspended = 0.0
@@ -819,7 +840,8 @@ class World:
             if name == "habits":
                 habits(self, draw)
             while row.per_year:
-                when += draw.expovariate(row.per_year / (365 * DAY))
+                often = 1 if name == "missing_from" else self.often  # once a day it is
+                when += draw.expovariate(row.per_year * often / (365 * DAY))
                 if when > self.end:
                     break
                 low, high = row.hours
@@ -933,7 +955,7 @@ class World:
             self.stack.pop()
             self.disk.environ = before
         for stream in self.streams.values():
-            stream.process_ended()
+            stream.process_ended(self.disk.unreadable and process.status in (None, 74))
         self.lives += kind == "service"
         self.tell(f"{kind} ends: {'killed' if process.killed else process.status}")
         self.check_status(process)
@@ -963,13 +985,12 @@ class World:
         """A new checkpoint file is in place."""
         self.process.undone += self.process.unsaved
         self.process.unsaved = []
-        data = Path(self.checkpoint_file).read_bytes()
+        with open(self.checkpoint_file, "rb") as file:
+            data = file.read()
         if len(data) > 600_000:
             raise Failure(f"the checkpoint file has {len(data):,} bytes")
-        document = json.loads(data)
-        for name, key in SINCE_KEYS.items():
-            if key in document and self.process.kind == "service":
-                at = document[key] / (1000 if LOG_TYPES[name].unit_ms == 1 else 1)
+        if self.process.kind == "service":
+            for name, at in checkpoints_in(data).items():
                 self.checkpoints[name] = at
                 self.ledger.checkpoint(name, at)
 
@@ -1002,7 +1023,7 @@ class World:
             return
         how = f"{' '.join(process.arguments)} ended with {status}"
         disk = {"disk", "full_disk", "closed_folder"} & met
-        refused = {"refused_log", "date_outage", "wrong_key"} & met or {"proxy_date", "clock_step"} <= met
+        refused = {"refused_log", "date_outage", "wrong_key"} & met
         right = {
             0: once or process.stopping,
             74: bool(disk),
@@ -1024,7 +1045,7 @@ class World:
     def check_progress(self) -> None:
         """With Duo and the machine well, each log type gets on."""
         trouble = [name for name, count in self.active.items() if count and not DISTURBANCES[name].calm]
-        if trouble or {"proxy_date", "clock_step"} <= set(+self.active) or {"proxy_date", "drift"} <= set(+self.active):
+        if trouble:
             self.calm_since = self.time
         if self.time - self.calm_since < CALM_S:
             return
@@ -1264,11 +1285,10 @@ class Operator:
             data, floor = self.backup
             if data is None:
                 return
-            document = json.loads(data)
             Path(self.world.checkpoint_file).write_bytes(data)
-            for name, key in SINCE_KEYS.items():
-                at = document.get(key, 0) / (1000 if LOG_TYPES[name].unit_ms == 1 else 1)
-                self.ledger.again_from({name: at - 17 * HOUR})
+            restored = checkpoints_in(data)
+            for name in LOG_TYPES:
+                self.ledger.again_from({name: restored.get(name, 0) - 17 * HOUR})
             self.ledger.floor = dict(floor)
             self.world.lives += 1
 
@@ -1309,14 +1329,15 @@ class Verdict(NamedTuple):
     world: World
 
 
-def simulate(path: Path, seed: int, days: float, without: Tuple[str, ...] = (), verbose: bool = False, yearly: Any = None) -> Verdict:
+def simulate(path: Path, seed: int, days: float, without: Tuple[str, ...] = (), often: float = 1, verbose: bool = False,
+             yearly: Any = None) -> Verdict:  # fmt: skip
     """One life. `yearly` is called with the world at the end of each year."""
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="simulate.", dir=shm if os.access(shm, os.W_OK) else None) as folder:
         for name in (None, "duo_collector"):  # of the life before
             logging.getLogger(name).handlers.clear()
         module = load(path)
-        world = World(module, seed, without, Path(folder), days, verbose)
+        world = World(module, seed, Path(folder), days, without, often, verbose)
         world.knows_missing_from = "--missing-from" in path.read_text()
         for year in range(1, int(days / 365) + 1):
             if yearly:
@@ -1336,9 +1357,9 @@ def days_of(text: str) -> float:
     return float(text[:-1] if text.endswith("d") else text)
 
 
-def shrink(path: Path, seed: int, days: float, without: Tuple[str, ...]) -> None:
+def shrink(path: Path, seed: int, days: float, without: Tuple[str, ...], often: float) -> None:
     """Say which disturbances a failure needs: leave out one after the other, for good where it fails all the same."""
-    first = simulate(path, seed, days, without)
+    first = simulate(path, seed, days, without, often)
     if not first.failure:
         print(f"seed {seed} does not fail within {days:g} days")
         return
@@ -1346,12 +1367,20 @@ def shrink(path: Path, seed: int, days: float, without: Tuple[str, ...]) -> None
     for name in DISTURBANCES:
         if name in without:
             continue
-        verdict = simulate(path, seed, days, (*gone, name))
+        verdict = simulate(path, seed, days, (*gone, name), often)
         (gone if verdict.failure else needed).append(name)
         print(f"  without {name}: {'fails all the same' if verdict.failure else 'holds, so it is needed'}", flush=True)
-    last = simulate(path, seed, days, tuple(gone))
+    last = simulate(path, seed, days, tuple(gone), often)
     print(f"seed {seed} fails with {', '.join(needed) or 'none of them'} alone, on day {last.day:.1f}: {last.failure}")
-    print(f"tests/simulate --seed {seed} --until {last.day + 0.1:.1f}d --without {','.join(gone)} --verbose")
+    print(f"replay: {command(path, seed, last.day, tuple(gone), often)} --verbose")
+
+
+def command(path: Path, seed: int, day: float, without: Tuple[str, ...], often: float) -> str:
+    """What to type to see the same again."""
+    more = ["--without", ",".join(without)] if without else []
+    more += ["--often", f"{often:g}"] if often != 1 else []
+    more += ["--module", str(path)] if path != SCRIPT else []
+    return " ".join(["tests/simulate", "--seed", str(seed), "--until", f"{day + 0.01:.2f}d", *more])
 
 
 def main() -> int:
@@ -1360,6 +1389,8 @@ def main() -> int:
     parser.add_argument("--years", type=int, default=1, help="how long each seed's life is (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="default: a fresh one, which is printed")
     parser.add_argument("--until", type=days_of, metavar="DAYS", help="end there, as 118d, in place of --years")
+    parser.add_argument("--often", type=float, default=1, metavar="TIMES",
+                        help="every disturbance so many times as often (default: %(default)s)")  # fmt: skip
     parser.add_argument("--without", default="", metavar="NAME,...", help="leave these disturbances out")
     parser.add_argument("--shrink", action="store_true", help="find out which disturbances a failing seed needs")
     parser.add_argument("--module", type=Path, default=SCRIPT, metavar="PATH", help="another duo_collector.py")
@@ -1371,7 +1402,7 @@ def main() -> int:
         parser.error(f"no such disturbance: {', '.join(set(without) - set(DISTURBANCES))}")
     days = options.until or options.years * 365
     if options.shrink:
-        shrink(options.module, seed, days, without)
+        shrink(options.module, seed, days, without, options.often)
         return 0
     began, year = time.monotonic(), [0, collections.Counter(), 0, 0]
 
@@ -1381,16 +1412,15 @@ def main() -> int:
               f"{time.monotonic() - began:.0f} s; {what}; {verdict}", flush=True)  # fmt: skip
         year[:] = [year[0] + 1, world.happened.copy(), world.ledger.published, world.passes]
 
-    verdict = simulate(options.module, seed, days, without, options.verbose, line)
+    verdict = simulate(options.module, seed, days, without, options.often, options.verbose, line)
     if verdict.failure or days % 365:
         line(verdict.world, "FAILED" if verdict.failure else "all held")
     if verdict.failure:
-        more = f" --without {','.join(without)}" if without else ""
         print(f"seed {seed}, day {verdict.day:.3f}: {verdict.failure}")
         for said in list(verdict.world.stack[-1].lines if verdict.world.stack else [])[-8:]:
             print("    " + said)
-        print(f"replay: tests/simulate --seed {seed} --until {verdict.day + 0.01:.2f}d{more} --verbose")
-        print(f"shrink: tests/simulate --seed {seed} --until {verdict.day + 0.01:.2f}d{more} --shrink")
+        again = command(options.module, seed, verdict.day, without, options.often)
+        print(f"replay: {again} --verbose\nshrink: {again} --shrink")
     return 1 if verdict.failure else 0
 
 
