@@ -519,7 +519,8 @@ class Duo:
         try:
             signal.signal(signal.SIGALRM, raise_too_late)  # a timeout of requests is for one read only
             signal.setitimer(signal.ITIMER_REAL, ANSWER_S)
-            response = self.session.request(method, url, data=body, timeout=(CONNECT_S, SILENCE_S), stream=True)
+            sent: Any = {"data": body, "headers": {"Content-Type": "application/json"}} if body else {}
+            response = self.session.request(method, url, timeout=(CONNECT_S, SILENCE_S), stream=True, **sent)
             received_ms = self.edges.now() * 1000
             content = response.raw.read(ANSWER_BYTES + 1, decode_content=True)
             if len(content) > ANSWER_BYTES:
@@ -584,6 +585,13 @@ class Duo:
         equal = answer.sent_ms - 1000 < date_ms <= answer.received_ms
         self.clock_offset_s = 0.0 if equal else (date_ms - answer.received_ms) / 1000
 
+    def tell_clock(self) -> None:
+        """Warn, once a pass, of a local clock that is wrong."""
+        off_s, side = abs(self.clock_offset_s), "behind" if self.clock_offset_s > 0 else "ahead of"
+        if off_s > CLOCK_S and not self.clock_told:
+            self.clock_told = True
+            log.warning("local clock is %.0f s %s Duo's; collecting by Duo's, but set it right", off_s, side)
+
 
 def raise_too_late(*_: Any) -> NoReturn:
     """The handler of SIGALRM."""
@@ -623,6 +631,7 @@ class Event(NamedTuple):
     text: str  # the beginning of a line of JSON in ASCII: more fields may follow
     identity: str  # its id or, where it has none, `#` and a hash of its content
     time_ms: float | None  # None: missing or odd
+    placed: bool = False  # whether that is the time of the event before it, as it has none
 
 
 class Page(NamedTuple):
@@ -771,7 +780,7 @@ def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
     if key in MEANINGS and (given or status in (401, 403)):  # a 404 without JSON is not Duo's
         kind, meaning = MEANINGS[key]
         text = meaning.format(said=said, clock=clock_words(answer), suspect=suspect(settings, answer))
-        if settings.account_id and kind is Refused and key != "deployment":
+        if settings.account_id and key in ("400", "401", "403", "403 of one", "404"):
             text += "; or DUO_ACCOUNT_ID is not a child of that account, or not at this host: see --accounts"
         if log_type and log_type.successor and status in (403, 404):
             text += f"; Duo is deprecating this log in favour of {log_type.successor}"
@@ -852,9 +861,13 @@ class Walk:
         found, early_ms = dict[str, Event](), self.start_ms - self.lead_s * 1000
         if not self.cursor:  # such a page starts with a whole second or ms, and with it the count
             self.occurrences.clear()
-        for event in sorted(events, key=lambda event: event.time_ms or 0):
+        placed, time_ms = list[Event](), float(self.start_ms)
+        for event in events:
+            placed.append(event if event.time_ms is not None else event._replace(time_ms=time_ms, placed=True))
+            time_ms = placed[-1].time_ms or 0.0
+        for event in sorted(placed, key=lambda event: event.time_ms or 0.0):
             identity = event.identity
-            if event.time_ms is not None and early_ms <= event.time_ms < self.start_ms:
+            if early_ms <= (event.time_ms or 0.0) < self.start_ms and not event.placed:
                 continue  # of the second before the window, which was asked for in addition
             if identity[0] == "#":
                 self.occurrences[identity] += 1
@@ -869,7 +882,7 @@ class Walk:
         self.fresh = {identity: event for identity, event in self.page.items() if identity not in before}
         self.pages, self.slice_pages = self.pages + 1, self.slice_pages + 1
         self.received += len(self.fresh)
-        times = [event.time_ms for event in events if event.time_ms is not None]
+        times = [event.time_ms for event in events if event.time_ms is not None and not event.placed]
         within = [time_ms for time_ms in times if self.start_ms <= time_ms <= self.end_ms]  # others are odd, or later
         self.first_ms = min([self.first_ms, *within])
         self.newest_ms = max(self.newest_ms, self.log_type.floor(max(within, default=0)))
@@ -1376,13 +1389,13 @@ class Collector:
         """Write what is new on the latest page, then move the checkpoint. Raises CollectorError."""
         run, row, state, lines, times = self.run, self.log_type, self.state, list[str](), dict[str, int]()
         for identity, event in walk.fresh.items():
-            at_ms = event.time_ms
-            if identity not in state.written and (at_ms is None or at_ms < self.until_ms):
+            at_ms = event.time_ms or 0.0
+            if identity not in state.written and at_ms < self.until_ms:
                 self.read += 1
                 if run.held is None or digest(row, identity) not in run.held:
                     lines.append(event.text + self.tail)
-            odd = at_ms is None or not walk.start_ms <= at_ms <= walk.until_ms + 2 * row.delay_ms
-            times[identity] = walk.until_ms if at_ms is None or odd else int(at_ms)
+            odd = event.placed or not walk.start_ms <= at_ms <= walk.until_ms + 2 * row.delay_ms
+            times[identity] = walk.until_ms if odd else int(at_ms)
         if not more:
             if walk.total is not None and walk.received < walk.total:
                 counts = f"Duo counts {counted(walk.total, 'event')}, its pages held {walk.received:,}"
@@ -1420,13 +1433,13 @@ class Collector:
             run.checkpoints.save_health()
         self.status, self.busy, self.steps, self.walk, run.metrics_due = status, False, None, None, 0
         self.due = math.inf if run.once else run.edges.monotonic() + run.settings.interval_s
-        off_s, side = abs(run.duo.clock_offset_s), "behind" if run.duo.clock_offset_s > 0 else "ahead of"
-        if off_s > CLOCK_S and not run.duo.clock_told:
-            run.duo.clock_told = True
-            log.warning("local clock is %.0f s %s Duo's; collecting by Duo's, but set it right", off_s, side)
+        run.duo.tell_clock()
         if run.held is not None:
             level, file = logging.WARNING if self.written else logging.INFO, run.settings.missing_from
             log.log(level, "%s: of %s, %d missing from %s", name, counted(self.read, "event"), self.written, file)
+            if not self.requests:
+                where = f"by {run.settings.checkpoint_file} the next pass starts at {iso(self.until_ms)}"
+                log.warning("%s: nothing was compared: %s, before --since", name, where)
         counts = f"{counted(self.written, 'event')} in {counted(self.requests, 'request')}"
         ending = f"{counts}, up to {iso(self.state.since_ms)}" + (f"; {why}" if why else "")
         log.log(logging.ERROR if why else logging.INFO, "%s: %s", name, ending)
@@ -1450,6 +1463,7 @@ def run_passes(run: Run, collectors: list[Collector]) -> int:
             if not any(other.busy for other in collectors):
                 run.duo.session.close()  # Duo would have closed the connection by the next pass
                 run.duo.clock_told = False
+                run.duo.answered.clear()  # the next pass may be refused what this one was not
         report(run, collectors)
     return max(collector.status for collector in collectors)
 
@@ -1611,7 +1625,6 @@ def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler,
         for it in collectors:
             if (key := it.log_type.since_key) in checkpoints.document and os.environ.get(key):
                 log.info("%s is not used: the checkpoint file says %s", key, iso(it.state.since_ms))
-        run.duo.answered = {it.log_type.name for it in collectors if it.health["last_success_ms"]}
         if settings.missing_from:
             service = Checkpoints(path, settings)  # read before FILE is: what is older is in FILE by then
             for it in collectors if service.document else ():
@@ -1626,6 +1639,7 @@ def start_at(run: Run, collectors: list[Collector], since: When, until: When | N
     """Put every log type where --since says, and say what that passes over or repeats. Raises CollectorError."""
     with contextlib.suppress(Failed):  # then the local clock has to do
         run.duo.ask_clock()
+        run.duo.tell_clock()
     now_ms, option = run.duo.now_ms(), "--since"
     try:
         since_ms = since(now_ms)
@@ -1710,6 +1724,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     for name, needed in (("until", "since"), ("missing_from", "since"), ("max_lag", "status"), ("json", "status")):
         if getattr(options, name) and not getattr(options, needed):
             parser.error(f"--{name.replace('_', '-')} goes with --{needed}")
+    if options.missing_from == "":
+        parser.error("--missing-from is empty: write the path of a file, or - for standard input")
     for name in ("check", "status", "accounts"):
         if getattr(options, name) and (options.once or options.since):
             parser.error(f"--{name} does not go with --{'once' if options.once else 'since'}: it collects nothing")
