@@ -467,6 +467,7 @@ def test_the_alarm(machine):
     names = ("acme", "behind", "stuck", "refused", "outage")
     with tenants(machine, names) as duos:
         machine.tenant("refused", duos["refused"], secret="x" * 40)
+        machine.tenant("acme", duos["acme"], DUO_LOG_TYPES="authentication")  # no others are behind, then
         duos["stuck"].rules.missing = {"telephony": 404}
         machine.run(
             "systemctl", "start", *(f"duo-collector-once@{name}" for name in ("acme", "stuck", "behind")), check=False
