@@ -320,7 +320,10 @@ def test_an_event_without_a_time_is_written_by_one_of_the_two(duo, collector, fi
     for _ in range(2):
         assert mend(collector, file, "--log-types", log_type).status == 0
         assert append(collector, file, "--once", "--log-types", log_type).status == 0
-    assert differences(duo, file, [log_type]) == NONE
+    found = differences(duo, file, [log_type])
+    # A v1 log has no maxtime: of an event without a time that follows the last one before the end nobody can tell on which
+    # side it lies, so it may come twice, and is not lost.
+    assert (found["lost"], found["doubled"] <= (log_type in V1)) == (0, True), found
 
 
 def test_nothing_is_said_to_be_there_where_nothing_was_compared(duo, collector, file):
