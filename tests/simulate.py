@@ -348,11 +348,13 @@ class Stream:
     def process_ended(self, in_doubt: bool) -> None:
         self.torn, self.doubted = bool(self.tail), self.doubted or in_doubt
 
-    def power_fails(self, draw: random.Random) -> None:
+    def power_fails(self, draw: random.Random, unsaved: set) -> None:
         """Lose what was not synced, or the last part of it."""
         size = draw.choice((self.synced, self.size, draw.randint(self.synced, self.size)))
         for end, entry in self.unsynced:
             entry.written -= end > size
+            if end > size and id(entry) not in unsaved:
+                raise Failure(f"{entry.log_type}: a power failure takes {stamp(entry.time)}, which the checkpoint is beyond")
         os.truncate(self.path, size)
         data = self.path.read_bytes()[-100_000:]
         self.tail, self.size, self.synced = data[data.rfind(b"\n") + 1 :], size, size
@@ -372,7 +374,8 @@ class Disk(types.SimpleNamespace):
         self.environ: Dict[str, str] = {}
         self.real_fsync_is_skipped = True
         self.durable: set = set()  # inodes that were synced since they were written
-        self.renamed: Dict[str, Tuple[Optional[bytes], bool]] = {}  # since their folder was synced: what was there before
+        self.renamed: Dict[str, Optional[bytes]] = {}  # since their folder was synced: what was there before
+        self.hollow: set = set()  # files of which a power failure leaves the name only
         self.full = self.odd_folder = self.unreadable = False
         self.stdin = "/dev/null"
         self.left: Optional[int] = None  # calls until the process is killed
@@ -387,6 +390,8 @@ class Disk(types.SimpleNamespace):
             self.left -= 1
             if self.left < 0:
                 self.left = None
+                if self.world.has("power_failure") and self.world.draw.random() < 0.3:
+                    power_failure(self.world, self.world.draw)
                 self.world.kill()
 
     def _isatty(self, fd: int) -> bool:
@@ -464,7 +469,8 @@ class Disk(types.SimpleNamespace):
                 before = file.read()
         os.replace(source, target)
         self.durable.clear()
-        self.renamed.setdefault(target, (before, durable))
+        self.renamed.setdefault(target, before)
+        (self.hollow.discard if durable else self.hollow.add)(target)
         if target == self.world.checkpoint_file:
             self.world.saved()
 
@@ -475,16 +481,17 @@ class Disk(types.SimpleNamespace):
         os.unlink(path)
 
     def power_fails(self, draw: random.Random) -> None:
-        for target, (before, durable) in self.renamed.items():
+        for target in self.hollow:
+            os.truncate(target, 0)
+        for target, before in self.renamed.items():
             if draw.random() < 0.5:
                 Path(target).unlink() if before is None else Path(target).write_bytes(before)
                 for process in self.world.stack:
                     process.unsaved = process.undone + process.unsaved
-            elif not durable:
-                os.truncate(target, 0)
         self.renamed.clear()
+        unsaved = {id(entry) for process in self.world.stack for entry in process.unsaved}
         for stream in self.world.streams.values():
-            stream.power_fails(draw)
+            stream.power_fails(draw, unsaved)
 
 
 # The network
@@ -550,7 +557,7 @@ class Session:
             parameters = ", ".join(f"{name} {value}" for name, value in noted.params.items())
             world.tell(f"    {noted.log_type or noted.path}, {parameters}: {answer.status}, {noted.events} events, {noted.fault}")
         if noted.fault or answer.status != 200:
-            process.met.add(noted.fault or answer.status)
+            process.met |= {noted.fault, answer.status}
         date = world.duo.date()
         world.advance(min(answer.delay_s, read_s) + world.latency.uniform(0.02, 0.2))
         if answer.delay_s > read_s:
@@ -1023,7 +1030,8 @@ class World:
             return
         how = f"{' '.join(process.arguments)} ended with {status}"
         disk = {"disk", "full_disk", "closed_folder"} & met
-        refused = {"refused_log", "date_outage", "wrong_key"} & met
+        # A wrong clock costs one 401, from which it is set right, if that answer comes through.
+        refused = {"refused_log", "date_outage", "wrong_key"} & met or {"clock_step", 401} <= met
         right = {
             0: once or process.stopping,
             74: bool(disk),

@@ -1,19 +1,24 @@
 """The simulated Duo where Duo's own client cannot vouch for it, and the simulation of whole years."""
 
 import json
+import os
+import random
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import warnings
 from email.utils import formatdate, parsedate_to_datetime
 
 import duo_client
 import duo_client.client
 import duo_simulator
 import pytest
+from conftest import SCRIPT
 from duo_simulator import Rules, Simulator, make_events
+from simulate import DISTURBANCES
 
 MINUTE, HOUR = 60_000, 3_600_000
 
@@ -184,3 +189,52 @@ def test_the_command_line_starts_a_parent_with_children():
     finally:
         process.terminate()
         process.communicate()
+
+
+# Whole lives. A failure prints the command that replays it; see README.md.
+
+
+def simulate(*arguments):
+    """tests/simulate, as it is called by hand."""
+    command = [sys.executable, str(SCRIPT.parent / "tests" / "simulate.py"), *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "0"}, timeout=600)
+    return run.returncode, run.stdout + run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [2, 3, 4, 5, 6])
+def test_some_days_full_of_trouble(seed):
+    status, said = simulate("--seed", seed, "--until", "6d", "--often", 8)
+    assert status == 0, said
+
+
+@pytest.mark.slow
+def test_a_life_that_nobody_has_seen_yet():
+    seed = random.SystemRandom().randrange(1_000_000)
+    warnings.warn(f"simulated with the fresh seed {seed}", stacklevel=1)  # pytest shows that at its end
+    status, said = simulate("--seed", seed, "--until", "6d", "--often", 8)
+    assert status == 0, said
+
+
+BROKEN = {  # what is written instead of what, the disturbance that shows it, and words of the failure
+    "an event is lost": (
+        "min(self.since_ms - lookback_ms, newest_ms)", "self.since_ms - lookback_ms", "pipeline_stall", "was written 0 times"),
+    "an event is written twice": ("if identity not in state.written and", "if", "late", "was written 2 times"),
+    "another tenant's file is taken": (
+        "if settings.base_url and owner != settings.account:", "if False:", "another_tenant", "another tenant's keys"),
+    "a log type starts twice with --once": (
+        "self.due = math.inf if run.once else", "self.due =", "reconfigure,rate_limit,since_back", "passes in it"),
+    "a new file is not synced": ("            os.fsync(file.fileno())\n", "", "power_failure,kill", "ended with 78"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_the_simulation_can_fail(what, tmp_path):
+    right, wrong, disturbance, words = BROKEN[what]
+    text = SCRIPT.read_text()
+    assert text.count(right) == 1
+    (tmp_path / "duo_collector.py").write_text(text.replace(right, wrong))
+    needed = {*disturbance.split(","), "late"}
+    without = ",".join(name for name in DISTURBANCES if name not in needed)
+    status, said = simulate("--module", tmp_path / "duo_collector.py", "--seed", 1, "--until", "20d", "--often", 12, "--without", without)
+    assert (status, words in said, "replay: tests/simulate --seed 1" in said) == (1, True, True), said
