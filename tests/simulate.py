@@ -430,8 +430,9 @@ class Disk(types.SimpleNamespace):
         try:
             self.strike()
         except Killed:
-            stream.write(data[: world.draw.randint(0, len(data))], process)
-            world.forgive(process)
+            if world.booted < world.time:  # or the power has failed, and nothing is written any more
+                stream.write(data[: world.draw.randint(0, len(data))], process)
+                world.forgive(process)
             raise
         if self.full:
             room = world.draw.choice((0, 0, len(data) // 2))
