@@ -172,6 +172,7 @@ class Machine:
         return "".join(path.read_text() for path in self.path("/tmp").glob("mail.*"))
 
     def journal(self, unit, *options):
+        self.run("journalctl", "--sync")  # or the last messages may still be on their way
         return self.run("journalctl", "--output=cat", f"--unit={unit}", *options).stdout
 
     def rotate(self):
@@ -279,8 +280,10 @@ def test_the_units_are_sound_and_closed(machine):
 
 def test_a_typed_secret_key_is_not_shown(tmp_path):
     """The README's command at a terminal."""
-    command = re.search(r"^\(read -rs key .*$", README, re.MULTILINE)[0]
-    command = command.replace("/etc/duo-collector/acme.key", str(tmp_path / "key"))
+    found = re.findall(r"^(\(read .* /dev/stdin )(\S+)( <<<.*)$", README, re.MULTILINE)
+    assert [path.split("/")[-1] for _, path, _ in found] == ["acme.key", "accounts.key", "secret-key"]
+    ((before, after),) = {(before, after) for before, _, after in found}
+    command = f"{before}{tmp_path}/key{after}"
     terminal, inside = pty.openpty()
     options = {"stdin": inside, "stdout": inside, "stderr": inside, "start_new_session": True}
     with subprocess.Popen(["bash", "-c", f"{command}; echo end"], **options) as process:
@@ -403,8 +406,8 @@ def test_a_pass_that_is_rotated_writes_on_into_the_renamed_file(machine):
         assert size(machine, "acme") == 0
         publish(duos["acme"], 1, 10, 250, 200)  # within the lookback
         duos["acme"].rules.latency_s = 0
-        machine.run("systemctl", "start", "duo-collector-once@acme")
-        assert size(machine, "acme") > 0
+        # while the unit of the first run is still stopping, nothing is started
+        wait_for(lambda: machine.run("systemctl", "start", "duo-collector-once@acme") and size(machine, "acme"), "output")
         wait_for_all(machine, "acme", duos["acme"])
         assert machine.path("/var/log/duo/acme.jsonl").stat().st_mode & 0o777 == 0o640
 
