@@ -5,9 +5,8 @@
 # ///
 """Collect Cisco Duo's audit logs as JSON lines.
 
-The collector signs requests to Duo's Admin API, reads the authentication, administrator and telephony logs (activity,
-offline_enrollment and trust_monitor too, by name), each from its own checkpoint, and writes every event as a line of
-JSON to stdout, for a log shipper to pick up:
+It signs requests to Duo's Admin API, reads the authentication, administrator and telephony logs (and three more by
+name), each from its own checkpoint, and writes every event as a line of JSON to stdout, for a log shipper to pick up:
 
     duo_collector.py --check      do the host, the keys and the permission work?
     duo_collector.py --once       one pass until caught up, then exit: for cron or a timer
@@ -16,10 +15,10 @@ JSON to stdout, for a log shipper to pick up:
     duo_collector.py --since 48h --missing-from FILE      what does Duo have that FILE does not?
 
 The guarantee: every event that Duo publishes is written at least once, and twice only where the process ended between
-writing a page and saving its checkpoint. So a page is written and flushed first, and then its checkpoint is saved.
-Some events are published late, so each pass reads the last minutes before the checkpoint again (DUO_LOOKBACK) and
-drops what was written before; and it starts no later than at the newest event known, so that nothing is lost when
-Duo's log pipeline stands still for hours. What comes later, beside events that came on time, --missing-from finds.
+writing a page and saving its checkpoint. A page is therefore written and flushed first, and then its checkpoint saved.
+Some events are published late: each pass reads the minutes before the checkpoint again (DUO_LOOKBACK), drops what was
+written before, and starts no later than at the newest event known, so that nothing is lost when Duo's log pipeline
+stands still for hours. Single events that come even later are found by --missing-from.
 
 The file reads in the order in which data flows: log types, settings, signing, requests, pages, walks, checkpoints,
 output, pace, passes, reports, the command line. Names in _ms are in milliseconds (of a time: since 1970), in _s in s.
@@ -53,7 +52,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -76,13 +75,13 @@ class CollectorError(Exception):
         self.status = status
 
 
-class Problem(Exception):
-    """A request brought no page: why, and the answer of Duo's that says so, if there is one."""
+class Problem(CollectorError):
+    """A request that brought no page: the reason, and Duo's answer if there was one."""
 
     status, outcome = 75, "failed"
 
-    def __init__(self, reason: str, answer: Answer | None = None) -> None:
-        super().__init__(reason)
+    def __init__(self, message: str, answer: Answer | None = None) -> None:
+        super().__init__(message, self.status)
         self.answer = answer
 
 
@@ -101,9 +100,9 @@ class BadRequest(GaveUp):
 
 
 class Failed(Problem):
-    """It may succeed when it is repeated: no connection, no answer in time, a 5xx, nonsense."""
+    """Worth repeating: no connection, no answer in time, a 5xx, an answer that cannot be read."""
 
-    patience_s = 30  # a log type that meets nothing else for this long gives up for this pass
+    patience_s = 30  # after this long of nothing but such failures, a log type gives up its pass
 
 
 class Limited(Failed):
@@ -139,14 +138,10 @@ class LogType:
     page_size: int = 1000
     cursor: str = ""  # the parameter that asks for the next page; empty: a later mintime does
     sort: str = ""  # where a log can be sorted, the default is newest first
+    ordered: bool = True  # whether no page holds events older than those of the page before it
     kept_days: int = 0  # Duo answers 400 to an earlier mintime; 0: it accepts any
     delay_ms: int = 120_000  # Duo shows nothing younger; asking for it loses what is published in between
     successor: str = ""  # the log that replaces this one, which Duo is deprecating
-
-    @property
-    def ordered(self) -> bool:
-        """Whether no page holds events older than those of the page before it."""
-        return bool(self.sort) or not self.cursor
 
     def floor(self, time_ms: float) -> int:
         """A time in ms, cut to this log type's unit."""
@@ -176,7 +171,7 @@ LOG_TYPES = {
         LogType("offline_enrollment", "v1/logs/offline_enrollment", "OFFLINE_ENROLLMENT_SINCE_TIME", SECONDS,
                 "response", "timestamp", successor="activity"),
         LogType("trust_monitor", "v1/trust_monitor/events", "TRUST_MONITOR_SINCE_TIME", MS, "events",
-                "surfaced_timestamp", "sekey", page_size=200, cursor="offset", kept_days=180),
+                "surfaced_timestamp", "sekey", page_size=200, cursor="offset", ordered=False, kept_days=180),
     )
 }  # fmt: skip
 DEFAULT_LOG_TYPES = "authentication,administrator,telephony"
@@ -187,8 +182,6 @@ DEFAULT_LOG_TYPES = "authentication,administrator,telephony"
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that a run is told, checked."""
-
     log_types: tuple[LogType, ...]
     checkpoint_file: str
     seeds: Mapping[LogType, int]  # ms
@@ -218,12 +211,11 @@ class Settings:
 
 PATHS = ("DUO_CHECKPOINT_FILE", "DUO_METRICS_FILE", "DUO_SECRET_KEY_FILE")
 REQUIRED = ("DUO_API_HOST", "DUO_INTEGRATION_KEY", "DUO_SECRET_KEY")
-OTHERS = "DUO_ACCOUNT_ID DUO_LOG_TYPES DUO_INTERVAL DUO_REQUESTS_PER_MINUTE DUO_LOOKBACK"
-VARIABLES = (*REQUIRED, *PATHS, *OTHERS.split())
+OTHERS = ("DUO_ACCOUNT_ID", "DUO_LOG_TYPES", "DUO_INTERVAL", "DUO_REQUESTS_PER_MINUTE", "DUO_LOOKBACK")
 
 
 def load_env_file(path: str, required: bool) -> bool:
-    """Put what a .env file says into the environment, where that says nothing; is there one? Raises CollectorError."""
+    """Set what the environment lacks from a settings file; return whether the file exists. Raises CollectorError."""
     from dotenv.parser import parse_stream
 
     folder = os.path.dirname(os.path.abspath(path))
@@ -232,17 +224,17 @@ def load_env_file(path: str, required: bool) -> bool:
             if stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode) and mode & 0o077:
                 log.warning("%s can be read by other users, and may hold the secret key: chmod 600 it", path)
             for line in parse_stream(file):
-                value = line.value or ""
                 if line.error:
                     log.warning("settings file %s, line %d: this is not NAME=VALUE", path, line.original.line)
-                elif value and line.key in PATHS:  # a relative one starts at the file's folder: cron starts elsewhere
-                    value = os.path.join(folder, os.path.expanduser(value))
-                os.environ.setdefault(line.key or "_", value)
+                elif line.key:  # a relative path starts at the file's folder, since cron starts elsewhere
+                    is_path = line.value and line.key in PATHS
+                    value = os.path.join(folder, os.path.expanduser(line.value or "")) if is_path else line.value
+                    os.environ.setdefault(line.key, value or "")
         return True
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no variable can have
-        if required or not isinstance(error, FileNotFoundError):
-            raise CollectorError(f"settings file {path} cannot be read: {reason(error)}", 78) from None
-        return False
+        if isinstance(error, FileNotFoundError) and not required:
+            return False
+        raise CollectorError(f"settings file {path} cannot be read: {one_line(error)}", 78) from None
 
 
 def load_settings(options: argparse.Namespace, environ: Mapping[str, str], looked_for: str = "") -> Settings:
@@ -256,7 +248,7 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], looke
         except (ValueError, OSError) as wrong:
             label, status = (variable, 78) if given is None else (option, 2)
             found = "" if parse is parse_key else f" {one_line(repr(text))}" if text else " is empty"
-            raise CollectorError(f"{label}{found}: {reason(wrong)}", status) from None
+            raise CollectorError(f"{label}{found}: {one_line(wrong)}", status) from None
 
     def optional(option: str, parse: Callable[[str], T]) -> T | None:
         return setting("", parse, "", option) if getattr(options, option[2:].replace("-", "_")) is not None else None
@@ -264,17 +256,15 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], looke
     online, key_file = not options.status, environ.get("DUO_SECRET_KEY_FILE")
     secret = ("DUO_SECRET_KEY_FILE", parse_key_file) if key_file else ("DUO_SECRET_KEY", parse_key)
     if online:  # --status makes no request, so it needs no host and no keys
-        for name in sorted(name for name in environ if name.startswith("DUO_") and name not in VARIABLES):
-            nearest = difflib.get_close_matches(name, VARIABLES, 1, 0)[0]
+        for name in sorted({name for name in environ if name.startswith("DUO_")}.difference(REQUIRED, PATHS, OTHERS)):
+            nearest = difflib.get_close_matches(name, (*REQUIRED, *PATHS, *OTHERS), 1, 0)[0]
             log.warning("%s is not a setting, and is ignored; did you mean %s?", one_line(name), nearest)
         missing = [name for name in (REQUIRED[:2] if key_file else REQUIRED) if not environ.get(name)]
         if missing:
             said = ", ".join(f"{name} is {'empty' if name in environ else 'not set'}" for name in missing)
             raise CollectorError(said + looked_for, 78)
-    collects = not (options.status or options.check or options.accounts or (options.until and not options.missing_from))
-    if not os.path.exists(environ.get("REQUESTS_CA_BUNDLE") or "/"):  # which requests reads by itself
-        bundle = one_line(repr(environ["REQUESTS_CA_BUNDLE"]))
-        raise CollectorError(f"REQUESTS_CA_BUNDLE {bundle}: write the path of a file or folder of certificates", 78)
+    if not os.path.exists(bundle := environ.get("REQUESTS_CA_BUNDLE") or "/"):  # which requests reads by itself
+        raise CollectorError(f"REQUESTS_CA_BUNDLE {one_line(repr(bundle))}: write the path of certificates", 78)
     beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "checkpoints.json")
     settings = Settings(
         base_url=setting("DUO_API_HOST", parse_host) if online else "",
@@ -285,19 +275,17 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], looke
         checkpoint_file=setting("DUO_CHECKPOINT_FILE", parse_path, beside, "--checkpoint-file"),
         seeds={row: setting(row.since_key, row.parse_since, str(SEED_MS // row.unit_ms)) for row in LOG_TYPES.values()},
         interval_s=setting("DUO_INTERVAL", parse_interval, "300", "--interval"),
-        requests_per_minute=setting("DUO_REQUESTS_PER_MINUTE", partial(number, "requests", 1, 1_000_000), "50"),
-        lookback_ms=1000 * int(setting("DUO_LOOKBACK", partial(number, "whole seconds", 0, 86_400, whole=True), "300")),
-        metrics_file=setting("DUO_METRICS_FILE", parse_path) if collects and environ.get("DUO_METRICS_FILE") else "",
-        since=optional("--since", parse_when),
-        until=optional("--until", parse_when),
+        requests_per_minute=setting("DUO_REQUESTS_PER_MINUTE", partial(parse_number, "requests", 1, 1_000_000), "50"),
+        lookback_ms=setting("DUO_LOOKBACK", parse_lookback, "300"),
+        metrics_file=setting("DUO_METRICS_FILE", parse_path) if environ.get("DUO_METRICS_FILE") else "",
+        since=optional("--since", partial(parse_when, "--since")),
+        until=optional("--until", partial(parse_when, "--until")),
         missing_from=options.missing_from or "",
         max_lag_ms=optional("--max-lag", parse_age),
     )  # fmt: skip
     path = settings.metrics_file
-    usable = path != settings.checkpoint_file and not os.path.isdir(path) and os.access(os.path.dirname(path), os.W_OK)
-    if path and not usable:
-        remedy = "write another path, of a file in a folder that may be written to"
-        raise CollectorError(f"DUO_METRICS_FILE {one_line(repr(path))}: {remedy}", 78)
+    if path and (path == settings.checkpoint_file or os.path.isdir(path) or not os.path.isdir(os.path.dirname(path))):
+        raise CollectorError(f"DUO_METRICS_FILE {path}: write another path, of a file in a folder that exists", 78)
     return settings
 
 
@@ -308,10 +296,8 @@ def parse_host(text: str) -> str:
     label, number = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
     loopback = rf"(localhost|127(\.{number}){{3}}|\[::1\])(:(?P<port>[0-9]{{1,5}}))?"
     match = re.fullmatch(rf"((?P<scheme>https?)://)?(?P<at>{loopback}|(?P<name>{label}(\.{label})+))/?", text.lower())
-    if not match or int(match["port"] or 0) > 65535:
+    if not match or int(match["port"] or 0) > 65535 or (match["name"] and match["scheme"] == "http"):
         raise ValueError("write https://api-XXXXXXXX.duosecurity.com, the API hostname with nothing after it")
-    if match["name"] and match["scheme"] == "http":
-        raise ValueError("write https://; plain http:// is for a loopback address only")
     if "api-xxxxxxxx." in match["at"]:
         raise ValueError("that is the placeholder; write the API hostname that the Duo Admin Panel shows")
     if match["name"] and not match["name"].endswith((".duosecurity.com", ".duofederal.com")):
@@ -351,10 +337,15 @@ def parse_path(text: str) -> str:
     return os.path.realpath(os.path.expanduser(text))
 
 
-def number(unit: str, least: float, most: float, text: str, whole: bool = False) -> float:
-    if not re.fullmatch(r"[0-9]{1,9}" + r"(\.[0-9]{1,9})?" * (not whole), text) or not least <= float(text) <= most:
+def parse_number(unit: str, least: float, most: float, text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or not least <= float(text) <= most:
         raise ValueError(f"write a number of {unit} from {least:g} to {most:,.0f}")
     return float(text)
+
+
+def parse_lookback(text: str) -> int:
+    """Read whole seconds, as ms."""
+    return 1000 * int(parse_number("whole seconds", 0, 86_400, text.replace(".", "no fraction")))
 
 
 AGES_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
@@ -364,20 +355,18 @@ EPOCH, MILLISECOND = datetime(1970, 1, 1, tzinfo=timezone.utc), timedelta(millis
 
 def parse_age(text: str) -> int:
     """Read a length of time such as 90m, as ms."""
-    match = re.fullmatch(AGE, text)
-    if not match:
+    if not re.fullmatch(AGE, text):
         raise ValueError("write a length of time as 90s, 15m, 24h or 7d")
-    return int(match[1]) * AGES_MS[match[2]]
+    return int(text[:-1]) * AGES_MS[text[-1]]
 
 
 def parse_interval(text: str) -> float:
-    """Read a number of seconds, or an age such as 10m, as s. Raises ValueError."""
-    with contextlib.suppress(ValueError):
-        text = str(parse_age(text) / 1000)
-    return number("seconds, or an age such as 10m,", 0.01, 86_400, text)
+    """Read a number of seconds, or an age such as 10m, as s."""
+    seconds = str(parse_age(text) / 1000) if re.fullmatch(AGE, text) else text
+    return parse_number("seconds, or an age such as 10m,", 0.01, 86_400, seconds)
 
 
-def parse_when(text: str) -> When:
+def parse_when(option: str, text: str) -> When:
     """Read --since or --until: ISO 8601, UTC unless it says otherwise; an age; now."""
     iso_ms, is_age = parse_iso(text), re.fullmatch(AGE, text)
     if not (iso_ms or is_age or text == "now") or (iso_ms or 0) > 4_102_444_800_000:  # the year 2100
@@ -386,7 +375,7 @@ def parse_when(text: str) -> When:
     def when(now_ms: int) -> int:
         when_ms = int(iso_ms or now_ms - (parse_age(text) if is_age else 0))
         if when_ms > now_ms:
-            raise ValueError(f"{text} is {duration(when_ms - now_ms)} ahead of now")
+            raise CollectorError(f"{option}: {text} is {duration(when_ms - now_ms)} ahead of now", 2)
         return max(when_ms, 10**12)  # 2001, before Duo was; an earlier time has too few digits for the file
 
     return when
@@ -414,18 +403,12 @@ def duration(length_ms: float) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """1 event, 1,203 events."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def reason(error: BaseException) -> str:
-    """What went wrong, in the system's words."""
-    return one_line(getattr(error, "strerror", None) or str(error))
-
-
-def one_line(text: str) -> str:
-    """Text from outside, fit to be quoted in a log line."""
-    return redact(text)[:300].strip()
+def one_line(said: object) -> str:
+    """Text from outside, or the system's words for an error, fit to be quoted in a log line."""
+    return redact(getattr(said, "strerror", None) or str(said))[:300].strip()
 
 
 def redact(text: str) -> str:
@@ -443,9 +426,7 @@ def canonical_query(parameters: Mapping[str, str]) -> str:
 
 
 def sign(request: requests.PreparedRequest, settings: Settings, date: str) -> requests.PreparedRequest:
-    """Sign a prepared request with an RFC 2822 date, as Duo's own client does: HMAC-SHA512, signature version 5.
-
-    Source: duo.com/docs/adminapi#authentication, and client.py of duo_client."""
+    """Sign a prepared request with an RFC 2822 date: HMAC-SHA512, version 5 of duo.com/docs/adminapi#authentication."""
     url, body = urlsplit(request.url or ""), request.body if isinstance(request.body, bytes) else b""
     hashes = [hashlib.sha512(part).hexdigest() for part in (body, b"")]  # the second is of no X-Duo-* headers
     lines = (date, request.method or "", settings.host, url.path, url.query, *hashes)
@@ -459,11 +440,10 @@ def sign(request: requests.PreparedRequest, settings: Settings, date: str) -> re
 
 CONNECT_S, SILENCE_S, ANSWER_S = 10, 20, 300  # the longest wait for a connection, the next byte, a whole answer
 ANSWER_BYTES = 64_000_000  # a page of 1,000 events has some 1.5 million
-JITTER_S, CLOCK_S, SKEW_S = 5, 30, 300  # a difference of clocks that is ignored; that is told; that Duo refuses
+JITTER_S, CLOCK_S, SKEW_S = 5, 30, 300  # clock differences: ignored up to; warned of from; refused by Duo from
 
 
 def open_session() -> requests.Session:
-    """An HTTP session that keeps its connection."""
     import requests
 
     session = requests.Session()
@@ -503,17 +483,16 @@ class Duo:
 
     def __init__(self, settings: Settings, edges: Edges) -> None:
         self.settings, self.edges, self.session = settings, edges, edges.session()
-        # requests calls it last before sending, so what is signed is what is sent; and having it, reads no .netrc.
+        # requests calls it last before sending, so what is signed is what is sent; and it keeps requests from .netrc.
         self.session.auth = lambda request: sign(request, settings, email.utils.formatdate(self.now_ms() / 1000))
         self.clock_offset_s = 0.0  # to be added to the local clock
-        self.clock_told = False  # whether this pass has warned of the local clock
         self.answered = set[str]()  # names of the log types that these keys may read
 
     def now_ms(self) -> int:
         """Duo's clock, as far as it is known."""
         return int((self.edges.now() + self.clock_offset_s) * 1000)
 
-    def send(self, url: str, body: bytes | None, log_type: LogType | None) -> Answer:
+    def send(self, url: str, body: bytes, log_type: LogType | None) -> Answer:
         """A signed GET, or with a body a POST, and its answer, whatever that is. Raises Failed where none came."""
         method, sent_ms = "POST" if body else "GET", self.edges.now() * 1000
         try:
@@ -536,10 +515,9 @@ class Duo:
         read = split_answer(content, log_type)
         return Answer(response.status_code, response.headers, *read, sent_ms, received_ms)
 
-    def ask(self, path: str, parameters: Mapping[str, str], log_type: LogType | None = None, body: bytes | None = None
-            ) -> Answer:  # fmt: skip
+    def ask(self, path: str, query: Mapping[str, str], log_type: LogType | None = None, body: bytes = b"") -> Answer:
         """One request and its answer; two where a wrong local clock had signed the first. Raises Failed."""
-        url = self.settings.base_url + path + (f"?{canonical_query(parameters)}" if parameters else "")
+        url = self.settings.base_url + path + (f"?{canonical_query(query)}" if query else "")
         known_s, answer = self.clock_offset_s, self.send(url, body, log_type)
         self.learn_clock(answer)
         if answer.status == 401 and abs(self.clock_offset_s - known_s) > JITTER_S:
@@ -579,22 +557,14 @@ class Duo:
         if answer.fields.get("stat") not in ("OK", "FAIL") or date_ms is None:  # it is not Duo's
             return
         if abs(date_ms - signed_ms) > SKEW_S * 1000 and not now_ms and answer.status != 401:
-            return  # nor is a Date so far from the one that Duo has accepted
+            return  # Duo accepted our date, so a Date this far from it is not Duo's
         # Duo stamped it, in whole seconds, between our sending and receiving. Clocks that may be equal are taken as
-        # equal; for others the lower bound is taken, so that no window reaches beyond what Duo shows.
+        # equal; for others take the lower bound, so that a window never ends later than what Duo shows.
         equal = answer.sent_ms - 1000 < date_ms <= answer.received_ms
         self.clock_offset_s = 0.0 if equal else (date_ms - answer.received_ms) / 1000
 
-    def tell_clock(self) -> None:
-        """Warn, once a pass, of a local clock that is wrong."""
-        off_s, side = abs(self.clock_offset_s), "behind" if self.clock_offset_s > 0 else "ahead of"
-        if off_s > CLOCK_S and not self.clock_told:
-            self.clock_told = True
-            log.warning("local clock is %.0f s %s Duo's; collecting by Duo's, but set it right", off_s, side)
-
 
 def raise_too_late(*_: Any) -> NoReturn:
-    """The handler of SIGALRM."""
     raise Failed(f"no complete answer within {ANSWER_S} s")
 
 
@@ -602,8 +572,7 @@ UNREACHABLE = {  # by the class of an exception of requests, urllib3 or Python: 
     "InvalidURL": "an address that cannot be read: look at HTTPS_PROXY",  # its text may hold a password
     "ProxyError": "the proxy refuses, or is not there ({said}): look at HTTPS_PROXY and NO_PROXY",
     "gaierror": "the name does not resolve ({said}): look at DUO_API_HOST, DNS, and for a missing HTTPS_PROXY",
-    "SSLCertVerificationError": "its certificate is not trusted ({said}): look at DUO_API_HOST; where a proxy inspects"
-                                " TLS, name its CA file in REQUESTS_CA_BUNDLE",
+    "SSLCertVerificationError": "its certificate is not trusted ({said}): name a TLS proxy's CA in REQUESTS_CA_BUNDLE",
     "SSLError": "no TLS ({said}): look at DUO_API_HOST, HTTPS_PROXY and REQUESTS_CA_BUNDLE",
     "ReadTimeoutError": "nothing in time ({said}): a firewall or proxy that swallows requests, or Duo is slow",
     "RequestException": "no connection ({said}): a firewall, a missing HTTPS_PROXY, or Duo is down",
@@ -626,25 +595,22 @@ def why_none(error: BaseException) -> str:
 
 
 class Event(NamedTuple):
-    """One event: as Duo wrote it, and the two things that are read of it."""
+    """One event: Duo's own text, its identity and its time."""
 
     text: str  # the beginning of a line of JSON in ASCII: more fields may follow
     identity: str  # its id or, where it has none, `#` and a hash of its content
     time_ms: float | None  # None: missing or odd
-    placed: bool = False  # whether that is the time of the event before it, as it has none
+    placed: bool = False  # it has no time, and this is that of the event before it
 
 
 class Page(NamedTuple):
-    """What one request brought."""
-
     events: list[Event]
     cursor: str | None = None
     total: int | None = None  # events in the window, says Duo: a hint
 
 
 def refuse_constant(name: str) -> NoReturn:
-    """Refuse NaN and Infinity, which Python's parser would accept."""
-    raise ValueError(f"it holds {name}, which is not JSON")
+    raise ValueError(f"it holds {name}, which is not JSON")  # though Python's parser would accept it
 
 
 read_value = json.JSONDecoder(parse_constant=refuse_constant).raw_decode
@@ -652,26 +618,18 @@ NOT_ASCII = re.compile(rb"[\x80-\xff]+")
 BETWEEN = re.compile(r"\s*(?:,\s*(?=[^\s\]])|(?=\]))")
 
 
-@lru_cache(10_000)  # names and places come again and again
-def escape(text: bytes) -> str:
-    """UTF-8 as JSON escapes it inside a string; a wrong byte becomes U+FFFD, so that it does not keep an event back."""
-    return json.dumps(text.decode(errors="replace"))[1:-1]
-
-
-def escape_run(error: UnicodeError) -> tuple[str, int]:
-    """The handler with which bytes.decode() reads what is not ASCII: in JSON that is inside strings only."""
+def escape_json(error: UnicodeError) -> tuple[str, int]:
+    """Have bytes.decode() escape what is not ASCII, which JSON has inside strings only; a wrong byte becomes U+FFFD."""
     assert isinstance(error, UnicodeDecodeError)
     end = NOT_ASCII.match(error.object, error.start).end()  # type: ignore[union-attr]
-    return escape(error.object[error.start : end]), end
+    return json.dumps(error.object[error.start : end].decode(errors="replace"))[1:-1], end
 
 
-codecs.register_error("escape_json", escape_run)
+codecs.register_error("escape_json", escape_json)
 
 
 def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, Any], list[Event] | None, str]:
-    """Split an answer into its JSON with the list of events emptied, those events, and why that cannot be done.
-
-    An event's text goes out as it came in: decoded and encoded again, its numbers would change."""
+    """Split an answer into its JSON without events, the events as they came, and why that cannot be done."""
     events: list[Event] | None = None
     try:
         text = body.decode("ascii", "escape_json").replace("\n", " ").replace("\r", " ")  # which stand between tokens
@@ -687,7 +645,7 @@ def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, An
         fields = json.loads(text, parse_constant=refuse_constant)
         return (fields, events, "") if isinstance(fields, dict) else ({}, None, "")
     except (IndexError, RecursionError, ValueError) as error:
-        why = "it is nested too deep" if isinstance(error, RecursionError) else reason(error)
+        why = "it is nested too deep" if isinstance(error, RecursionError) else one_line(error)
         return {}, None, why if b'"stat"' in body else ""
 
 
@@ -695,7 +653,7 @@ ADDED = frozenset(("eventtype", "host", "child_account_id"))
 
 
 def read_event(log_type: LogType, text: str, value: Any) -> Event:
-    """An event from its text and its value. Only the text is kept: a page of values takes ten times as much."""
+    """An event from its text and its value. The text is kept, as numbers would change if they were encoded again."""
     if not isinstance(value, dict):
         value, text = {"event": value}, '{"event":' + text + "}"
     if not ADDED.isdisjoint(value):
@@ -706,13 +664,12 @@ def read_event(log_type: LogType, text: str, value: Any) -> Event:
 
 
 def without_added(value: Mapping[str, Any]) -> dict[str, Any]:
-    """An event without the fields that the collector adds."""
     return {name: item for name, item in value.items() if name not in ADDED}
 
 
 def identity_of(log_type: LogType, value: Mapping[str, Any]) -> str:
     """What identifies an event: its id or, where it has none, `#` and a hash of its content."""
-    identity = value.get(log_type.id_field or "")
+    identity = value.get(log_type.id_field)
     if isinstance(identity, str) and identity:
         return identity
     return "#" + hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
@@ -720,18 +677,17 @@ def identity_of(log_type: LogType, value: Mapping[str, Any]) -> str:
 
 def event_time(log_type: LogType, value: Any) -> float | None:
     """An event's time in ms, fraction included; None where it is odd."""
-    time_ms = parse_iso(value) if isinstance(value, str) else None
-    if isinstance(value, (int, float)):
-        time_ms = value * log_type.unit_ms
+    is_number = isinstance(value, (int, float))
+    time_ms = value * log_type.unit_ms if is_number else parse_iso(value) if isinstance(value, str) else None
     return time_ms if time_ms is not None and 0 <= time_ms < 10**14 else None
 
 
 def read_cursor(value: Any) -> str | None:
     """The cursor of the next page: a string, an int, or for authentication a list. Raises ValueError."""
-    parts = value if isinstance(value, list) else [value]
-    if not all(isinstance(part, (str, int)) for part in parts) and value is not None:
+    parts = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(part, (str, int)) for part in parts):
         raise ValueError("a cursor of another kind")
-    return ",".join(map(str, parts)) or None if value is not None else None
+    return ",".join(map(str, parts)) or None
 
 
 def read_total(value: Any) -> int | None:
@@ -742,8 +698,9 @@ def read_total(value: Any) -> int | None:
 
 
 HEADER_LOST = "Duo misses a header ({said}): a proxy in between takes it away"
+OWN_APPLICATION = "needs an Admin API application of its own"
 NOT_IN_PLAN = "the account's plan does not include this log, or it is switched off: take it out of DUO_LOG_TYPES"
-MEANINGS: Mapping[str, tuple[type[GaveUp], str]] = {  # by Duo's code, by status, or by what refusal() makes of them
+MEANINGS: Mapping[str, tuple[type[Problem], str]] = {  # by Duo's code, by status, or by what refusal() makes of them
     "400": (BadRequest, "Duo does not accept the request ({said}): look at the since time, and report it"),
     "40101": (Refused, HEADER_LOST), "40104": (Refused, HEADER_LOST),
     "40105": (Refused, "Duo refuses the date of the request ({said}): {clock}"),
@@ -754,10 +711,10 @@ MEANINGS: Mapping[str, tuple[type[GaveUp], str]] = {  # by Duo's code, by status
     "403 of one": (Refused, "Duo refuses this log ({said}), and answers for others of these keys: " + NOT_IN_PLAN),
     "404": (Refused, "Duo does not have this log for the account ({said}): " + NOT_IN_PLAN),
     "405": (BadRequest, "Duo got another method than was sent ({said}): a proxy in between changes requests"),
-    "accounts": (Refused, "Duo lists no accounts for these keys ({said}): take host and keys from an Accounts API"
-                 " application of the parent account, which Duo enables on request"),
-    "deployment": (Refused, "Duo refuses the child account ({said}): it is in another deployment than its parent, and"
-                   " needs an Admin API application of its own"),
+    "429": (Limited, "Duo limits requests ({said}): raise DUO_INTERVAL if that stays so"),
+    "5xx": (Failed, "Duo fails ({said}): if it stays so, see status.duo.com"),
+    "accounts": (Refused, "Duo lists no accounts ({said}): take host and keys from an Accounts API application"),
+    "deployment": (Refused, "Duo refuses the child ({said}): it is in another deployment, and " + OWN_APPLICATION),
 }  # fmt: skip
 
 
@@ -768,7 +725,7 @@ def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
     if status == 200 and re.fullmatch("[45][0-9]{4}", code):  # a failure, although it says 200
         status = int(code[:3])
     said = " ".join(one_line(f"{status} {code} {words}".replace(settings.secret_key, "***")).split())
-    key = code if code in MEANINGS and code.startswith(str(status)) else str(status)
+    key = code if code in MEANINGS and code.startswith(str(status)) else str(status) if status < 500 else "5xx"
     if "cross-deployment" in words.lower():
         key = "deployment"
     elif log_type is None and status in (401, 403):
@@ -777,7 +734,7 @@ def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
         key = "40105"
     elif status == 403 and log_type and duo.answered - {log_type.name}:
         key = "403 of one"
-    if key in MEANINGS and (given or status in (401, 403)):  # a 404 without JSON is not Duo's
+    if key in MEANINGS and (given or status in (401, 403, 429)):  # a 404 without JSON is not Duo's
         kind, meaning = MEANINGS[key]
         text = meaning.format(said=said, clock=clock_words(answer), suspect=suspect(settings, answer))
         if settings.account_id and key in ("400", "401", "403", "403 of one", "404"):
@@ -785,14 +742,8 @@ def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
         if log_type and log_type.successor and status in (403, 404):
             text += f"; Duo is deprecating this log in favour of {log_type.successor}"
         return kind(text, answer)
-    if status == 429:
-        return Limited(f"Duo limits requests ({said}): raise DUO_INTERVAL if that stays so", answer)
-    meaning = f"an answer that is not Duo's, or makes no sense ({said}): a proxy's?"
-    if status >= 500 and given:
-        meaning = f"Duo fails ({said}): if it stays so, see status.duo.com"
-    elif answer.unreadable:
-        meaning = f"Duo's answer cannot be read ({said}): {answer.unreadable}; if it stays so, report it to Duo"
-    return Failed(meaning, answer)
+    unreadable = f"Duo's answer cannot be read ({said}): {answer.unreadable}; if it stays so, report it to Duo"
+    return Failed(unreadable if answer.unreadable else f"not an answer of Duo's ({said}); from a proxy?", answer)
 
 
 def clock_words(answer: Answer) -> str:
@@ -800,7 +751,7 @@ def clock_words(answer: Answer) -> str:
     off_s = abs((answer.date_ms() or answer.received_ms) - answer.received_ms) / 1000
     if off_s > CLOCK_S:
         return f"the local clock is {off_s:,.0f} s off Duo's, set it right"
-    return f"the local clock is within {max(1, off_s):.0f} s of Duo's, so it is Duo's trouble, and will pass"
+    return f"the local clock is within {max(1, off_s):.0f} s of Duo's, so the fault is Duo's; it will be tried again"
 
 
 def suspect(settings: Settings, answer: Answer) -> str:
@@ -808,10 +759,9 @@ def suspect(settings: Settings, answer: Answer) -> str:
     integration, secret, clock = settings.integration_key, settings.secret_key, clock_words(answer)
     if re.fullmatch("DI.{18}", secret):
         return "the secret key looks like an integration key; are the two swapped?"
-    if not re.fullmatch("DI.{18}", integration):
-        return f"DUO_INTEGRATION_KEY has {len(integration)} characters; Duo's have 20 and begin with DI"
-    if len(secret) != 40:
-        return f"the secret key has {len(secret)} characters, Duo's have 40; copy it anew"
+    if not re.fullmatch("DI.{18}", integration) or len(secret) != 40:
+        lengths = f"the integration key has {len(integration)} characters, the secret key {len(secret)}"
+        return f"{lengths}; Duo's have 20, beginning with DI, and 40: copy them anew, without stray spaces"
     wrong = "DUO_SECRET_KEY does not fit DUO_INTEGRATION_KEY, or DUO_API_HOST is another account's"
     if str(answer.fields.get("code")) == "40102":
         wrong = "DUO_INTEGRATION_KEY is not known at DUO_API_HOST; take both from one Admin API application"
@@ -824,32 +774,29 @@ SLICE_PAGES = 20  # of a log in no order: what a pass that breaks off has to rea
 
 
 class Walk:
-    """A walk through a window of time, page by page, oldest first; times in ms, both bounds included.
+    """A walk through a window of time (ms, both bounds included), page by page, oldest first.
 
-    Ask for `parameters`, hand the page to `step`, take what is new from `fresh`, until `step` returns False. The walk
-    follows Duo's cursor. Where there is none, or Duo refuses it, or it comes again, it goes on from the time up to
-    which the pages have shown everything (`reached_ms`). A log in no order is read in slices of time."""
+    Ask for `parameters`, hand the page to `step`, take what is new from `fresh`, until `step` returns False. It follows
+    Duo's cursor. Where there is none, or Duo refuses it, or it comes again, it goes on from the time up to which the
+    pages have shown everything (`reached_ms`). A log in no order is read in slices of time."""
 
     def __init__(self, log_type: LogType, start_ms: int, until_ms: int, found_hole: Callable[[int, int, str], None],
                  known: Mapping[str, int] | None = None) -> None:  # fmt: skip
-        """`found_hole` is called with first, last (ms) and words. `known`: events that were written before; with them,
-        Duo's count may save the request that shows the end of the window."""
+        """`found_hole` is called with first, last (ms), words. `known`: events written before; None: trust no count."""
         self.log_type, self.start_ms, self.until_ms = log_type, start_ms, until_ms
         self.found_hole, self.known = found_hole, known
         self.at_ms = self.reached_ms = self.newest_ms = start_ms  # mintime; all before it was shown; the last event
         self.end_ms, self.slice_pages, self.cursor, self.cursors = until_ms, 0, "", {""}  # of the slice being read
-        self.lead_s = 0 if log_type.cursor else 1  # of a v1 mintime, which may or may not include its own second
+        self.lead_s = 0 if log_type.cursor else 1  # v1: ask a second earlier, as mintime may exclude its own second
         self.page = self.fresh = dict[str, Event]()  # events of the latest page, and those that the one before lacked
         self.occurrences = Counter[str]()  # of events without an id
         self.full = log_type.page_size if log_type.cursor else 10  # a page of so many may be cut short
         self.cut = ""  # words about an instant that may have been cut short by the end of a page
         self.pages = self.received = 0
         self.total: int | None = None  # events in the window, says Duo
-        self.first_ms: float = until_ms  # the time of the first of them
 
     @property
     def parameters(self) -> dict[str, str]:
-        """Those of the next request."""
         row = self.log_type
         if not row.cursor:
             return {"mintime": str(self.at_ms // 1000 - self.lead_s)}
@@ -884,7 +831,6 @@ class Walk:
         self.received += len(self.fresh)
         times = [event.time_ms for event in events if event.time_ms is not None and not event.placed]
         within = [time_ms for time_ms in times if self.start_ms <= time_ms <= self.end_ms]  # others are odd, or later
-        self.first_ms = min([self.first_ms, *within])
         self.newest_ms = max(self.newest_ms, self.log_type.floor(max(within, default=0)))
         if self.log_type.ordered and within:
             last_ms = within[-1] if self.log_type.sort else max(within)
@@ -904,9 +850,8 @@ class Walk:
         return self.step_by_time(page) if self.log_type.ordered else self.next_slice(drained=False)
 
     def is_whole(self, count: int) -> bool:
-        """Whether the first page is all of the window, by Duo's count: a hint, which saves a request. As the next pass
-        starts at the newest event known, a wrong count only delays; but not where that would lead nowhere, with a new
-        event at the very start of the window."""
+        """Whether the first page is all of the window, by Duo's count, which may be wrong. It is trusted only where the
+        next pass starts later, or nothing is new: that pass would see the same first page again."""
         if self.known is None or self.pages > 1 or not self.total == count < self.log_type.page_size:
             return False
         return self.reached_ms > self.start_ms or self.page.keys() <= self.known.keys()
@@ -918,11 +863,12 @@ class Walk:
         times, count = [event.time_ms for event in events if event.time_ms is not None], len(events)
         latest_ms = max(times, default=0) if page else at_ms
         ends = latest_ms >= at_ms + unit_ms or (page and not page.cursor and count < self.full)
+        if self.cut and self.newest_ms >= at_ms:  # there is more after that instant, so it did fill a page
+            self.found_hole(at_ms - unit_ms, at_ms - unit_ms, self.cut)
+        self.cut = ""
         if self.reached_ms > at_ms:
-            if self.cut:  # there is more after that instant, so it did fill a page
-                self.found_hole(at_ms - unit_ms, at_ms - unit_ms, self.cut)
-            self.at_ms, self.cut = self.reached_ms, ""
-        elif ends or (self.log_type.cursor and latest_ms < at_ms):  # or it is no answer to what was asked
+            self.at_ms = self.reached_ms
+        elif ends or (self.log_type.cursor and latest_ms < at_ms):  # or it ignores mintime
             return False
         elif self.lead_s and any(at_ms - unit_ms <= time_ms < at_ms for time_ms in times):
             self.lead_s = 0  # so mintime does include its own second, and the one before takes up room on the page
@@ -938,8 +884,8 @@ class Walk:
         return self.at_ms < self.end_ms or not self.log_type.cursor
 
     def next_slice(self, drained: bool) -> bool:
-        """Go on after a slice that has been read to its end, or with a half of it: it takes too many pages, or has no
-        cursor to go on with. Returns whether anything is left. The one slice of a log in order is the window."""
+        """Go on after a finished slice or, if it takes too many pages or has lost its cursor, with half of it. Returns
+        whether anything is left. In an ordered log the window is one slice."""
         length_ms = self.end_ms - self.at_ms
         if not drained and length_ms < 1000:
             words = f"a hole, maybe: after {iso(self.at_ms)} Duo shows a part of a second only; going on after it"
@@ -957,9 +903,8 @@ class Walk:
 
 
 HEALTH: Mapping[str, Any] = {  # what people and machines are told of a log type; collection needs none of it
-    "events": 0, "holes": 0,  # since the checkpoint file was begun
+    "events": 0, "holes": 0, "pass_ms": 0,  # since the checkpoint file was begun; how long the last pass took
     "ok": 0, "limited": 0, "refused": 0, "failed": 0,  # requests, by what came of them
-    "pass_ms": 0,  # how long the last pass took
     "last_success_ms": 0, "last_error_ms": 0, "last_error": "",  # when a pass last ended caught up, and otherwise
 }  # fmt: skip
 
@@ -970,7 +915,7 @@ class State:
 
     since_ms: int  # the checkpoint: everything up to here has been written
     start_ms: int  # the next pass reads from here on, and `written` has all events that were written from here on
-    written: dict[str, int]  # what identifies an event: until when it is remembered
+    written: dict[str, int]  # event identity: its time; forgotten once that is before start_ms
     hole_ms: int = 0  # the end of the last hole that was told
     health: dict[str, Any] = field(default_factory=lambda: dict(HEALTH))
 
@@ -1005,10 +950,8 @@ class Checkpoints:
             state, key = State(since_ms, since_ms, {}), "state" if "state" in document else "written"
             kept = document.get(key, {}).get(log_type.name)
             health = kept and kept.get("health")
-            if key == "written":  # as version 1 wrote it
-                health = document["health"].get(log_type.name) if isinstance(document.get("health"), dict) else None
-                kept = kept and {"since_ms": kept["since"] * unit_ms, "start_ms": kept["from"],
-                                 "written": kept["events"]}  # fmt: skip
+            if kept and key == "written":  # as version 1 wrote it
+                kept = {"since_ms": kept["since"] * unit_ms, "start_ms": kept["from"], "written": kept["events"]}
             if kept is not None and kept["since_ms"] == since_ms:  # or it was set by hand, which is a fresh start
                 state.start_ms = min(-(-int(kept["start_ms"]) // unit_ms) * unit_ms, since_ms)
                 state.written = {identity: int(at_ms) for identity, at_ms in kept["written"].items()}
@@ -1018,17 +961,15 @@ class Checkpoints:
             if key != log_type.since_key:
                 said = f'"{key}" is damaged: restore the file, or take that key out of it; then events are repeated'
             raise CollectorError(f"checkpoint file {self.path}: {said}", 78) from None
-        for name, default in HEALTH.items():  # what is odd starts anew
-            found: Any = health.get(name) if isinstance(health, dict) else None
-            if type(found) is type(default) and (isinstance(found, str) or 0 <= found < 10**14):
+        for name, found in (health if isinstance(health, dict) else {}).items():  # what is odd starts anew
+            if name in HEALTH and type(found) is type(HEALTH[name]) and (found == str(found) or 0 <= found < 10**14):
                 state.health[name] = found
         return state
 
     @contextlib.contextmanager
     def saving(self, log_type: LogType | None = None) -> Iterator[None]:
-        """Save all states, and this log type's checkpoint, once the block is done. Raises CollectorError.
-
-        All that can go wrong with the new file, a full disk above all, goes wrong before the block."""
+        """Save all states, and this log type's checkpoint, after the block; but the new file is complete on the disk
+        before it, so that a full disk fails first. Raises CollectorError."""
         document = {key: value for key, value in self.document.items() if key not in OURS}
         if log_type:
             document[log_type.since_key] = self.states[log_type].since_ms // log_type.unit_ms
@@ -1040,13 +981,8 @@ class Checkpoints:
             with self.writing, replacing(self.path, text) if self.path else contextlib.nullcontext():
                 yield
         except OSError as error:
-            raise CollectorError(f"checkpoint file {self.path} cannot be saved: {reason(error)}", 74) from None
+            raise CollectorError(f"checkpoint file {self.path} cannot be saved: {one_line(error)}", 74) from None
         self.document = document
-
-    def save_health(self) -> None:
-        """Save what people and machines are told, if that can be done: it is no reason to stop."""
-        with contextlib.suppress(CollectorError), self.saving():
-            pass
 
 
 OURS = ("state", "written", "health", "clock_offset_s")  # the last three are of version 1
@@ -1063,7 +999,7 @@ def read_json_object(path: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        found = ("" if isinstance(error, OSError) else "it is not JSON: ") + reason(error)
+        found = ("" if isinstance(error, OSError) else "it is not JSON: ") + one_line(error)
     remedy = "it is left as it was; restore it, or move it away to start from the seeds"
     raise CollectorError(f"checkpoint file {path} cannot be read: {found} ({remedy})", 78)
 
@@ -1099,15 +1035,13 @@ def folder_trouble(path: str) -> str:
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         return f"there is no such folder: mkdir -p {folder}"
-    can = os.access(folder, os.R_OK | os.W_OK | os.X_OK)
-    return "" if can else f"no permission to read and write folder {folder}: change its owner or mode"
+    may = os.access(folder, os.R_OK | os.W_OK | os.X_OK)
+    return "" if may else f"no permission to read and write folder {folder}: change its owner or mode"
 
 
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
-    """Keep other runs from the checkpoint file during the block, however that ends. Raises CollectorError.
-
-    The lock is on a file beside it, since a save replaces the checkpoint file itself."""
+    """Lock out other runs during the block, by a file beside the one that saves replace. Raises CollectorError."""
     beside, fd = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.lock"), -1
     try:
         if trouble := folder_trouble(path):
@@ -1121,7 +1055,7 @@ def locked(path: str) -> Iterator[None]:
         said = f"another run (process {one_line(os.pread(fd, 20, 0).decode(errors='replace'))}) holds checkpoint file"
         raise CollectorError(f"{said} {path}: wait for it, or stop it", 75) from None
     except OSError as error:
-        raise CollectorError(f"checkpoint file {path} cannot be locked there: {reason(error)}", 78) from None
+        raise CollectorError(f"checkpoint file {path} cannot be locked there: {one_line(error)}", 78) from None
     with contextlib.suppress(OSError), os.fdopen(fd, "w", closefd=False) as file:
         file.truncate(file.write(str(os.getpid())))
     try:
@@ -1134,23 +1068,22 @@ def locked(path: str) -> Iterator[None]:
 
 
 class Output:
-    """Lines on stdout."""
-
     def __init__(self, interrupted: bool = True) -> None:
-        """`interrupted`: the run before may have ended amid a line. Raises CollectorError where stdout is closed."""
+        """Write to stdout. `interrupted`: the last run may have left half a line. Raises CollectorError if closed."""
         if sys.stdout is None:  # its number would go to the next file opened, and the events with it
             raise CollectorError("stdout is closed: there is nowhere to write to", 74)
         self.fd = sys.stdout.fileno()
         os.set_blocking(self.fd, True)  # whoever shares a pipe may have made it non-blocking
-        self.regular = stat.S_ISREG(os.fstat(self.fd).st_mode)
-        self.torn = self.regular and not ends_in_newline(self.fd, unknown=not interrupted)
+        self.regular, size = stat.S_ISREG(os.fstat(self.fd).st_mode), os.fstat(self.fd).st_size
+        self.torn = self.regular and size > 0 and interrupted
+        if self.regular and size:  # where that can be read: not on macOS, where it has the mode of the descriptor
+            with contextlib.suppress(OSError), open(f"/dev/fd/{self.fd}", "rb") as file:
+                self.torn = os.pread(file.fileno(), 1, size - 1) != b"\n"
 
     def write(self, lines: list[str]) -> None:
         """Write JSON lines as ASCII, all of them, and in a regular file durably. Raises CollectorError."""
-        if not lines:
-            return
         try:
-            if self.torn:
+            if self.torn and lines:
                 os.write(self.fd, b"\n")
                 self.torn = False
             for first in range(0, len(lines), 64):  # in one piece a page takes twice the system's time for its memory
@@ -1160,18 +1093,8 @@ class Output:
             if self.regular:
                 os.fsync(self.fd)
         except OSError as error:
-            message = f"stdout cannot be written: {reason(error)}; the checkpoint stays where it was"
-            raise CollectorError(message, 74) from None
-
-
-def ends_in_newline(fd: int, unknown: bool) -> bool:
-    """Whether a regular file that is open for writing holds whole lines only; `unknown` where it may not be read."""
-    size = os.fstat(fd).st_size
-    try:
-        with open(f"/dev/fd/{fd}", "rb") as file:  # not on macOS, where that has the mode of the descriptor
-            return size == 0 or os.pread(file.fileno(), 1, size - 1) == b"\n"
-    except OSError:
-        return size == 0 or unknown
+            said = f"stdout cannot be written: {one_line(error)}; the checkpoint stays where it was"
+            raise CollectorError(said, 74) from None
 
 
 def read_written(settings: Settings) -> set[bytes]:
@@ -1191,7 +1114,7 @@ def read_written(settings: Settings) -> set[bytes]:
                         identity = f"{identity[1:]}#{occurrences[key]}"
                     found.add(digest(row, identity))
     except OSError as error:
-        raise CollectorError(f"--missing-from {path} cannot be read: {reason(error)}", 78) from None
+        raise CollectorError(f"--missing-from {path} cannot be read: {one_line(error)}", 78) from None
     return found
 
 
@@ -1206,11 +1129,10 @@ def digest(log_type: LogType, identity: str) -> bytes:
 class Pace:
     """When the next request of a log type is due; times and durations in s, by a monotonic clock.
 
-    A 429 says "too fast" or "too many", and not which. One try comes soon after it. If that brings a page, the interval
-    was too short: it grows by half, and shrinks by 3 % with each page. If not, or where as many pages went through as
-    the last limit found, a minute's quota is used up: what was let through in the last minute is the limit for four
-    minutes, or longer when it is found again, and the next try comes when the first of those pages is a minute old.
-    A minute is 61 s here, as requests do not all travel equally long."""
+    A 429 does not say whether it means the rate or a quota. One try comes soon after it. If that brings a page, the
+    interval was too short: it grows by half, and shrinks by 3 % with each page. If not, or if as many pages came as at
+    the last limit, it is a quota by the minute: the pages of the last minute are the limit for four minutes, or longer
+    if it is found again, and the next try comes when the first of them is a minute (here 61 s) old."""
 
     def __init__(self, requests_per_minute: float) -> None:
         self.shortest = self.interval = 61 / requests_per_minute
@@ -1221,8 +1143,7 @@ class Pace:
 
     def page(self, sent: float) -> None:
         """The request of `sent` brought a page."""
-        interval = min(61, self.interval * 1.5) if self.tries == 1 else self.interval * 0.97
-        self.interval = max(self.shortest, interval)
+        self.interval = max(self.shortest, min(61, self.interval * (1.5 if self.tries == 1 else 0.97)))
         self.limit = self.limit if sent < self.limit_until else 0
         self.tries, self.backoff = 0, 0.0
         self.pages.append(sent)
@@ -1256,8 +1177,6 @@ class Pace:
 
 @dataclass
 class Run:
-    """What all log types share."""
-
     settings: Settings
     edges: Edges
     duo: Duo
@@ -1267,7 +1186,7 @@ class Run:
     once: bool = False
     is_range: bool = False  # whether a range is printed, and no checkpoint moved
     held: set[bytes] | None = None  # with --missing-from: the events that its file holds
-    metrics_due: float = 0.0  # s, by the monotonic clock
+    report_due: float = 0.0  # s, by the monotonic clock
 
 
 class Collector:
@@ -1277,12 +1196,11 @@ class Collector:
         self.run, self.log_type, self.state = run, log_type, run.checkpoints.states[log_type]
         self.health, self.pace = self.state.health, Pace(run.settings.requests_per_minute)
         self.until_ms = math.inf  # where a range ends; not included
-        added = {"eventtype": log_type.name, "host": run.settings.host}  # as Duo's own client adds them
-        if run.settings.account_id:
-            added["child_account_id"] = run.settings.account_id  # as Duo Log Sync does
+        child = {"child_account_id": run.settings.account_id} if run.settings.account_id else {}  # as Duo Log Sync does
+        added = {"eventtype": log_type.name, "host": run.settings.host, **child}  # as Duo's own client adds them
         self.tail = json.dumps(added, separators=(",", ":"))[1:] + "\n"
         self.status = self.requests = self.written = self.read = 0  # of a pass; read: events, known ones included
-        self.due = self.began = self.told = self.sent = 0.0  # s: next turn, this pass, last progress, last request
+        self.due = self.began = self.sent = 0.0  # s: next turn, this pass, last request
         self.busy = True  # whether a pass is under way, or has yet to begin
         self.steps: Iterator[float] | None = None
         self.failing: dict[type[Failed], float] = {}  # since when there has been nothing but that
@@ -1291,7 +1209,7 @@ class Collector:
     def turn(self) -> None:
         """Begin a pass, or send its next request and write what that brings; then `due` is when the next one may go."""
         if self.steps is None:
-            self.began = self.told = self.run.edges.monotonic()
+            self.began = self.run.edges.monotonic()
             self.requests = self.written = self.read = 0
             self.busy, self.failing, self.steps = True, {}, self.read_window()
         try:
@@ -1307,7 +1225,7 @@ class Collector:
         duo, walk, opened, more = self.run.duo, self.open_walk(), 1, True
         while more and (walk.start_ms < walk.until_ms or self.state.since_ms > duo.now_ms()):
             yield self.pace.due
-            walk = walk if walk.pages else self.open_walk()  # for the wait may have been long
+            walk = walk if walk.pages else self.open_walk()  # the wait may have been long: move its end up to now
             known_s, page = duo.clock_offset_s, None
             try:
                 page = self.fetch(walk)
@@ -1315,13 +1233,12 @@ class Collector:
                 self.postpone(problem)
                 continue
             except Refused as problem:
-                yield self.run.edges.monotonic()  # the other log types go first, and tell what this refusal means
+                yield self.run.edges.monotonic()  # the other log types go first: their answers help to explain it
                 raise refusal(duo, problem.answer, self.log_type) if problem.answer else problem from None
             except BadRequest:
                 if not walk.cursor:
                     raise
-            # The first answer tells Duo's clock. A window that reached into what Duo does not show yet may be empty for
-            # that alone, and one that ended far too early leaves events for later: choose again.
+            # The first answer tells Duo's clock. If the window was wrong by it, choose again, and drop this page.
             too_far = walk.until_ms > duo.now_ms() - self.log_type.delay_ms
             if not walk.pages and opened < 3 and (too_far or abs(duo.clock_offset_s - known_s) > JITTER_S):
                 walk, opened = self.open_walk(), opened + 1
@@ -1335,7 +1252,7 @@ class Collector:
         """A walk through what is to be read now, by Duo's clock as far as it is known. It may be empty."""
         row, state, now_ms, start_ms = self.log_type, self.state, self.run.duo.now_ms(), self.state.start_ms
         until_ms = int(min((now_ms - row.delay_ms) // 1000 * 1000, self.until_ms))
-        if row.kept_days:  # exactly 180 days are refused by the time they arrive
+        if row.kept_days:  # half an hour inside Duo's limit, as time passes on the way
             edge_ms = now_ms - row.kept_days * DAY_MS + DAY_MS // 48
             start_ms = edge_ms + DAY_MS // 48 if state.since_ms < edge_ms else max(start_ms, edge_ms)
         return Walk(row, start_ms, until_ms, self.tell_hole, None if self.run.is_range else state.written)
@@ -1379,7 +1296,7 @@ class Collector:
             pace.failed(now)
         last_try = self.failing.setdefault(type(problem), sent) + max(problem.patience_s, pace.shortest)
         pace.due = max(pace.due, now + asked_s)
-        if now >= last_try or now + asked_s > last_try:
+        if now + asked_s >= last_try:
             raise GaveUp(f"{problem}; given up for this pass")
         pace.due = max(min(pace.due, last_try), sent + pace.shortest)
         level = logging.INFO if first or pace.due > now + 10 else logging.DEBUG
@@ -1396,60 +1313,45 @@ class Collector:
                     lines.append(event.text + self.tail)
             odd = event.placed or not walk.start_ms <= at_ms <= walk.until_ms + 2 * row.delay_ms
             times[identity] = walk.until_ms if odd else int(at_ms)
-        if not more:
-            if walk.total is not None and walk.received < walk.total:
-                counts = f"Duo counts {counted(walk.total, 'event')}, its pages held {walk.received:,}"
-                words = f"a hole: from {iso(walk.start_ms)} to {iso(walk.until_ms)} {counts}"
-                self.tell_hole(walk.start_ms, walk.until_ms, words)
-            self.note_time("last_success_ms")
+        if not more and walk.total is not None and walk.received < walk.total:
+            counts = f"Duo counts {counted(walk.total, 'event')}, its pages held {walk.received:,}"
+            words = f"a hole: from {iso(walk.start_ms)} to {iso(walk.until_ms)} {counts}"
+            self.tell_hole(walk.start_ms, walk.until_ms, words)
         self.written += len(lines)
         self.health["events"] += len(lines)
-        since_ms, newest_ms = walk.until_ms, walk.newest_ms
-        if more:  # later pages of a log in no order may bring older events than this one
-            since_ms, newest_ms = walk.reached_ms, min(newest_ms, walk.reached_ms)
-        state.advance(since_ms, newest_ms, run.settings.lookback_ms, times)
+        since_ms = walk.reached_ms if more else walk.until_ms
+        # Later pages of a log in no order may bring older events than this one, hence min().
+        state.advance(since_ms, min(walk.newest_ms, since_ms), run.settings.lookback_ms, times)
         run.checkpoints.document["account"] = run.settings.account
         with run.checkpoints.saving(row):
             run.output.write(lines)
 
     def tell_hole(self, first_ms: int, last_ms: int, words: str) -> None:
-        """Say that Duo has events that it does not show, and count it: once, although later passes meet it again."""
+        """Report and count a hole, events that Duo has and does not show: once, even if later passes meet it again."""
         if first_ms > self.state.hole_ms:
             self.state.hole_ms = last_ms
             self.health["holes"] += 1
             log.warning("%s: %s", self.log_type.name, words)
 
-    def note_time(self, name: str) -> None:
-        """Take note of when this pass ended, and of how long it took."""
-        took_ms = int((self.run.edges.monotonic() - self.began) * 1000)
-        self.health.update({name: self.run.duo.now_ms(), "pass_ms": took_ms})
-
     def end_pass(self, status: int, why: str) -> None:
-        """Take note of how the pass ended, and say so."""
-        run, name = self.run, self.log_type.name
-        if why:
-            self.note_time("last_error_ms")
-            self.health["last_error"] = redact(why)
-            run.checkpoints.save_health()
-        self.status, self.busy, self.steps, self.walk, run.metrics_due = status, False, None, None, 0
-        self.due = math.inf if run.once else run.edges.monotonic() + run.settings.interval_s
-        run.duo.tell_clock()
-        if run.held is not None:
-            level, file = logging.WARNING if self.written else logging.INFO, run.settings.missing_from
-            log.log(level, "%s: of %s, %d missing from %s", name, counted(self.read, "event"), self.written, file)
-            if not self.requests:
-                where = f"by {run.settings.checkpoint_file} the next pass starts at {iso(self.until_ms)}"
-                log.warning("%s: nothing was compared: %s, before --since", name, where)
-        counts = f"{counted(self.written, 'event')} in {counted(self.requests, 'request')}"
-        ending = f"{counts}, up to {iso(self.state.since_ms)}" + (f"; {why}" if why else "")
-        log.log(logging.ERROR if why else logging.INFO, "%s: %s", name, ending)
+        run, level = self.run, logging.ERROR if why else logging.INFO
+        now, ended = run.edges.monotonic(), "last_error_ms" if why else "last_success_ms"
+        self.health.update({ended: run.duo.now_ms(), "pass_ms": int((now - self.began) * 1000)})
+        self.health["last_error"] = redact(why) or self.health["last_error"]
+        self.status, self.busy, self.steps, self.walk = status, False, None, None
+        self.due = math.inf if run.once else now + run.settings.interval_s
+        up_to = iso(min(self.state.since_ms, self.until_ms))
+        said = f"{counted(self.written, 'event')} in {counted(self.requests, 'request')}, up to {up_to}"
+        if run.held is not None and not why:
+            level = logging.WARNING if self.written else logging.INFO
+            said = f"of {counted(self.read, 'event')} up to {up_to}, {self.written:,} missing from"
+            said += f" {run.settings.missing_from}"
+        log.log(level, "%s: %s", self.log_type.name, said + (f"; {why}" if why else ""))
 
 
 def run_passes(run: Run, collectors: list[Collector]) -> int:
-    """Collect every enabled log type, pause, collect it again; or once, until each is caught up or has given up.
-
-    They take turns, a request each, so that the backlog of one does not hold up the others. Returns the exit status,
-    which after SIGTERM or SIGINT is 0 in a loop."""
+    """Collect all log types in turns, a request each, so that the backlog of one does not hold up the others; pause,
+    and again, or once, until each is caught up or has given up. Returns the exit status."""
     edges = run.edges
     while any(collector.due < math.inf for collector in collectors):
         collector = min(collectors, key=lambda collector: collector.due)
@@ -1461,8 +1363,11 @@ def run_passes(run: Run, collectors: list[Collector]) -> int:
         if edges.monotonic() >= collector.due:
             collector.turn()
             if not any(other.busy for other in collectors):
+                off_s = run.duo.clock_offset_s
+                if abs(off_s) > CLOCK_S:
+                    off = f"{abs(off_s):.0f} s {'behind' if off_s > 0 else 'ahead of'}"
+                    log.warning("local clock is %s Duo's; collecting by Duo's, but set it right", off)
                 run.duo.session.close()  # Duo would have closed the connection by the next pass
-                run.duo.clock_told = False
                 run.duo.answered.clear()  # the next pass may be refused what this one was not
         report(run, collectors)
     return max(collector.status for collector in collectors)
@@ -1475,19 +1380,20 @@ REPORT_S = 30  # how often a long pass, at least, tells its progress and renews 
 
 def report(run: Run, collectors: list[Collector]) -> None:
     """Tell the progress of the passes under way, and write the metrics file, where either is due."""
-    now = run.edges.monotonic()
-    under_way = [collector for collector in collectors if collector.walk]
+    now, under_way = run.edges.monotonic(), [collector for collector in collectors if collector.walk]
     if run.stderr.terminal:
         run.stderr.show([progress(collector, now) for collector in under_way])
-    for collector in under_way:
-        if not run.stderr.terminal and now >= collector.told + REPORT_S:
-            collector.told = now
-            log.info("%s", progress(collector, now))
     at_end = all(not collector.busy for collector in collectors)
-    if run.settings.metrics_file and now >= run.metrics_due and (at_end or run.held is None):
-        run.metrics_due = now + REPORT_S
-        run.checkpoints.save_health()  # what is shown is saved, or after a kill the counters would go back
-        write_metrics(run, collectors)
+    if at_end or now >= run.report_due:
+        run.report_due = now + REPORT_S
+        if any(collector.requests for collector in collectors) or at_end:
+            with contextlib.suppress(CollectorError), run.checkpoints.saving():  # health: no reason to stop
+                pass
+        for collector in [] if run.stderr.terminal else under_way:
+            if now >= collector.began + REPORT_S:
+                log.info("%s", progress(collector, now))
+        if run.settings.metrics_file and (not run.is_range or (at_end and run.held is not None)):
+            write_metrics(run, collectors)
 
 
 def progress(collector: Collector, now: float) -> str:
@@ -1498,57 +1404,52 @@ def progress(collector: Collector, now: float) -> str:
     events = f"{counted(collector.written, 'event')} so far, {walk.received / elapsed_s * 60:,.0f} a minute"
     if not collector.log_type.ordered:
         return f"{name}: {events}"
-    read_ms, span_ms = walk.reached_ms - walk.first_ms, walk.until_ms - walk.first_ms
-    share = max(0.0, min(1.0, walk.received / walk.total if walk.total else read_ms / max(1, span_ms)))
+    share = (walk.reached_ms - walk.start_ms) / max(1, walk.until_ms - walk.start_ms)
+    share = min(1.0, walk.received / walk.total if walk.total else share)
     left = f"{duration(elapsed_s * (1 / share - 1) * 1000)} left" if share > 0 else "just begun"
     return f"{name}: {share:.0%}, {left}; {events}, up to {iso(walk.reached_ms)}"
 
 
-METRICS: Mapping[str, Callable[[Collector], float]] = {  # a name and its labels: the value for a log type
-    "events_total": lambda it: it.health["events"],
-    "holes_total": lambda it: it.health["holes"],
-    "checkpoint_timestamp_seconds": lambda it: it.state.since_ms / 1000,
-    "last_success_timestamp_seconds": lambda it: it.health["last_success_ms"] / 1000,
-    "pass_duration_seconds": lambda it: it.health["pass_ms"] / 1000,
-    'requests_total,outcome="ok"': lambda it: it.health["ok"],
-    'requests_total,outcome="limited"': lambda it: it.health["limited"],
-    'requests_total,outcome="refused"': lambda it: it.health["refused"],
-    'requests_total,outcome="failed"': lambda it: it.health["failed"],
+METRICS = {  # a name and its label: what it shows
+    "events_total": "events", "holes_total": "holes", "pass_duration_seconds": "pass_ms",
+    "checkpoint_timestamp_seconds": "since_ms", "last_success_timestamp_seconds": "last_success_ms",
+    **{f'requests_total,outcome="{outcome}"': outcome for outcome in ("ok", "limited", "refused", "failed")},
 }  # fmt: skip
-LATE: Mapping[str, Callable[[Collector], float]] = {"late_events_total": lambda it: it.written}  # of --missing-from
 
 
 def write_metrics(run: Run, collectors: list[Collector]) -> None:
     """Write the file for node_exporter's textfile collector. Failure is no reason to stop collecting."""
-    path, lines, before = run.settings.metrics_file, list[str](), dict[str, str]()
-    if run.held is not None and os.path.exists(path):  # a counter that goes on from the last run
-        with open(path, encoding="utf-8", errors="replace") as file:
-            before.update(re.findall("(.*late_events_total.*}) ([0-9]+)", file.read()))
-    metrics = {key: [(f',log_type="{it.log_type.name}"', value(it)) for it in collectors]
-               for key, value in (METRICS if run.held is None else LATE).items()}  # fmt: skip
-    clock = {"clock_difference_seconds": [("", run.duo.clock_offset_s)]} if run.held is None else {}
-    for key, samples in {**metrics, **clock}.items():
-        name, comma, label = key.partition(",")
-        kind = f"# TYPE duo_collector_{name} {'counter' if name.endswith('_total') else 'gauge'}\n"
-        lines += [kind] if kind not in lines else []
-        for log_type, value in samples:
-            sample = f'duo_collector_{name}{{host="{run.settings.account}"{log_type}{comma}{label}}}'
-            lines.append(f"{sample} {value + int(before.get(sample, 0))}\n")
+    path, account, lines, before = run.settings.metrics_file, run.settings.account, list[str](), dict[str, str]()
     try:
+        if run.held is not None and os.path.exists(path):  # a counter that goes on from the last run
+            with open(path, encoding="utf-8", errors="replace") as file:
+                before.update(re.findall("(.*late_events_total.*}) ([0-9]+)", file.read()))
+        for key, shown in (METRICS if run.held is None else {"late_events_total": "late"}).items():
+            name, comma, label = key.partition(",")
+            kind = f"# TYPE duo_collector_{name} {'counter' if name.endswith('_total') else 'gauge'}\n"
+            lines += [kind] if kind not in lines else []
+            for it in collectors:
+                value = {**it.health, "since_ms": it.state.since_ms, "late": it.written}[shown]
+                sample = f'duo_collector_{name}{{host="{account}",log_type="{it.log_type.name}"{comma}{label}}}'
+                value = value / 1000 if shown.endswith("_ms") else value + int(before.get(sample, 0))
+                lines.append(f"{sample} {value}\n")
+        if run.held is None:
+            clock = "duo_collector_clock_difference_seconds"
+            lines += [f"# TYPE {clock} gauge\n", f'{clock}{{host="{account}"}} {run.duo.clock_offset_s}\n']
         with replacing(path, "".join(lines)):
             pass
         os.chmod(path, 0o644)  # whatever the umask: node_exporter is another user
     except OSError as error:
-        log.warning("DUO_METRICS_FILE %s cannot be written: %s", path, reason(error))
+        log.warning("DUO_METRICS_FILE %s cannot be written: %s", path, one_line(error))
 
 
 def show_status(settings: Settings, edges: Edges, as_json: bool) -> int:
     """Say where each log type has got to, and how its passes end; return the exit status."""
     output, checkpoints, now_ms = Output(), Checkpoints(settings.checkpoint_file, settings), edges.now() * 1000
     if not checkpoints.document:
-        what = "is empty" if os.path.exists(settings.checkpoint_file) else "does not exist yet"
+        what = "is empty" if os.path.exists(checkpoints.path) else "does not exist yet"
         log.info("checkpoint file %s %s: these are the seeds", checkpoints.path, what)
-    document, late, limit_ms = dict[str, Any](), [], settings.max_lag_ms
+    document, late, limit_ms = dict[str, Any](), list[str](), settings.max_lag_ms
     for row in settings.log_types:
         since_ms, health = checkpoints.states[row].since_ms, checkpoints.states[row].health
         lag_ms, success_ms, error_ms = now_ms - since_ms, health["last_success_ms"], health["last_error_ms"]
@@ -1561,13 +1462,11 @@ def show_status(settings: Settings, edges: Edges, as_json: bool) -> int:
         line = f"{row.name:20}{iso(since_ms)}  {duration(abs(lag_ms))} {'behind' if lag_ms >= 0 else 'ahead of'} now"
         line += f", last success {f'{duration(max(0, now_ms - success_ms))} ago' if success_ms else 'never'}"
         if error_ms:
-            mended = ", mended since" if success_ms > error_ms else ""
-            line += f", last error {duration(max(0, now_ms - error_ms))} ago{mended}: {health['last_error']}"
+            line += f", last error {duration(max(0, now_ms - error_ms))} ago: {health['last_error']}"
         output.write([] if as_json else [line + "\n"])
     output.write([json.dumps(document) + "\n"] if as_json else [])
     if late:
-        limit = duration(limit_ms or 0)
-        log.error("%s: behind or ahead by more than %s: %s", checkpoints.path, limit, ", ".join(late))
+        log.error("%s: behind or ahead by more than %s: %s", checkpoints.path, duration(limit_ms or 0), ", ".join(late))
     return GaveUp.status if late else 0
 
 
@@ -1578,7 +1477,7 @@ GRACE_S = 3  # what is left, after SIGTERM, for a page that is being written
 
 def check(settings: Settings, edges: Edges) -> int:
     """Ask for a little of each log type, and say what comes of it; return the worst exit status."""
-    output, duo, problems, said = Output(), Duo(settings, edges), dict[LogType, Any](), set[str]()
+    output, duo, problems, said = Output(), Duo(settings, edges), dict[LogType, Any](), {"ok"}
     Checkpoints(settings.checkpoint_file, settings)
     for row in settings.log_types:
         until_ms = duo.now_ms() - row.delay_ms
@@ -1591,8 +1490,8 @@ def check(settings: Settings, edges: Edges) -> int:
         if isinstance(problems.get(row), Refused):  # which is clearer once Duo has answered for the other log types
             problems[row] = refusal(duo, problems[row].answer, row)
         words = redact(str(problems.get(row, "ok")))
-        output.write([f"{row.name}: {'the same' if words in said else words}\n"])
-        said.update({words} - {"ok"})
+        output.write([f"{row.name}: {'the same' if words in said and row in problems else words}\n"])
+        said.add(words)
     trouble = folder_trouble(settings.checkpoint_file)
     output.write([f"checkpoint file {settings.checkpoint_file}: {trouble}\n"] if trouble else [])
     return max([78 if trouble else 0, *(int(problem.status) for problem in problems.values())])
@@ -1601,13 +1500,10 @@ def check(settings: Settings, edges: Edges) -> int:
 def list_accounts(settings: Settings, edges: Edges) -> int:
     """Print the child accounts of an Accounts API application. Source: duo.com/docs/accountsapi, duo_client."""
     output, duo = Output(), Duo(settings, edges)
-    try:
-        answer = duo.ask("/accounts/v1/account/list", {}, body=b"{}")
-        accounts = answer.fields.get("response")
-        if answer.status != 200 or not isinstance(accounts, list):
-            raise refusal(duo, answer, None)
-    except Problem as problem:
-        raise CollectorError(str(problem), problem.status) from None
+    answer = duo.ask("/accounts/v1/account/list", {}, body=b"{}")
+    accounts = answer.fields.get("response")
+    if answer.status != 200 or not isinstance(accounts, list):
+        raise refusal(duo, answer, None)
     output.write([json.dumps(account) + "\n" for account in accounts])
     return 0
 
@@ -1639,37 +1535,25 @@ def start_at(run: Run, collectors: list[Collector], since: When, until: When | N
     """Put every log type where --since says, and say what that passes over or repeats. Raises CollectorError."""
     with contextlib.suppress(Failed):  # then the local clock has to do
         run.duo.ask_clock()
-        run.duo.tell_clock()
-    now_ms, option = run.duo.now_ms(), "--since"
-    try:
-        since_ms = since(now_ms)
-        option = "--until"
-        until_ms = until(now_ms) if until else math.inf
-        if until_ms <= since_ms:
-            raise ValueError("write a time later than that of --since")
-    except ValueError as wrong:
-        raise CollectorError(f"{option}: {wrong}", 2) from None
-    if now_ms - LOG_TYPES["authentication"].delay_ms < until_ms < math.inf:
-        log.warning("Duo shows nothing of the last two minutes yet, so it is not in this")
+    now_ms = run.duo.now_ms()
+    since_ms, until_ms = since(now_ms), until(now_ms) if until else math.inf
+    if until_ms <= since_ms:
+        raise CollectorError("--until: write a time later than that of --since", 2)
     for it in collectors:
         row, state, start_ms = it.log_type, it.state, it.log_type.floor(since_ms)
         if (it.health["events"] or it.health["last_success_ms"]) and state.since_ms != start_ms:
-            words, span = "goes back, and writes events of %s again", f"{iso(start_ms)} to {iso(state.since_ms)}"
-            if state.since_ms < start_ms:
-                span, where = f"{iso(state.since_ms)} to {iso(start_ms)}", f"{row.since_key} in {run.checkpoints.path}"
-                words = f"passes over %s; to collect that set {where} back"
-            log.warning(f"%s: --since {words}", row.name, span)
+            first_ms, last_ms = sorted((start_ms, state.since_ms))
+            does = "writes again what was written" if start_ms == first_ms else "passes over what lies"
+            log.warning("%s: --since %s from %s to %s", row.name, does, iso(first_ms), iso(last_ms))
         state.since_ms, state.start_ms, state.hole_ms, state.written = start_ms, start_ms, 0, {}
         it.until_ms = min(it.until_ms, row.floor(until_ms) if until else math.inf)
-        if not run.is_range:
-            with run.checkpoints.saving(row):  # at once, or after a pass that fails the next one starts elsewhere
-                pass
+        with run.checkpoints.saving(row):  # at once, or after a pass that fails the next one starts elsewhere
+            pass
 
 
 def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int) -> None:
-    """Have SIGTERM and SIGINT set `stop`; GRACE_S later the process ends, whatever it is waiting for. A thread sees to
-    that: in a look-up of a name or in a blocked write the main thread runs no handler. It ends the process hard, which
-    is no worse than a kill. `writing` is held while a page is written and its checkpoint saved."""
+    """Have SIGTERM and SIGINT set `stop`, and end the process GRACE_S later, as a kill would. A thread does it, since a
+    blocked main thread runs no handler. `writing` is held while a page and its checkpoint are written."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
 
     def watch() -> None:
@@ -1704,7 +1588,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         " failed; 75 temporary failure, run again; 77 refused by Duo; 78 wrong setting or checkpoint file.",
     )  # fmt: skip
     add, mode, level = parser.add_argument, parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
-    add("--once", action="store_true", help="one pass until caught up, then exit (for cron, a timer, a shell)")
+    mode.add_argument("--once", action="store_true", help="one pass until caught up, then exit (for cron or a timer)")
     add("--interval", metavar="SECONDS", help="pause between two passes, also as 10m (DUO_INTERVAL, or 300)")
     add("--log-types", metavar="LIST", help=f"of {', '.join(LOG_TYPES)} (DUO_LOG_TYPES, or the first three)")
     add("--since", metavar="WHEN", help="start here, not at the checkpoint (UTC): 2026-11-01, 2026-11-01T08:00Z, 24h")
@@ -1726,15 +1610,13 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} goes with --{needed}")
     if options.missing_from == "":
         parser.error("--missing-from is empty: write the path of a file, or - for standard input")
-    for name in ("check", "status", "accounts"):
-        if getattr(options, name) and (options.once or options.since):
-            parser.error(f"--{name} does not go with --{'once' if options.once else 'since'}: it collects nothing")
+    if options.since and (options.check or options.status or options.accounts):
+        parser.error("--since does not go with --check, --status or --accounts: they collect nothing")
     return options
 
 
 class StderrHandler(logging.Handler):
-    """Writes each message as one line; a stderr that fails is no reason to stop. On a terminal that shows nothing else,
-    it keeps the progress of the passes under way below them."""
+    """Writes each message as a line, on a terminal with the progress of the passes below. Its failure stops nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1752,7 +1634,6 @@ class StderrHandler(logging.Handler):
         self.write(f"{level}{redact(self.format(record))}\n")
 
     def show(self, lines: list[str]) -> None:
-        """Put these lines in the place of those shown before."""
         if log.isEnabledFor(logging.INFO) and (lines or self.shown):
             width = 80
             with contextlib.suppress(OSError):  # a terminal that has gone away

@@ -214,9 +214,9 @@ def test_keys_of_another_application_are_told(parent, of_parent, code):
     ((503, {}, b"down"), 75, "503"),
     ((429, JSON, b'{"code":42901,"message":"Too Many Requests","stat":"FAIL"}'), 75, "Duo limits requests"),
     ((500, JSON, b'{"code":50001,"message":"unknown internal error","stat":"FAIL"}'), 75, "Duo fails"),
-    ((200, JSON, b'{"stat":"OK","response":{}}'), 75, "makes no sense"),
+    ((200, JSON, b'{"stat":"OK","response":{}}'), 75, "not an answer of Duo's"),
     ((200, JSON, b'{"stat":"OK","response":[{"account_id":NaN}]}'), 75, "NaN"),
-    ((200, {"Content-Type": "text/html"}, b"<html>log in</html>"), 75, "a proxy's?"),
+    ((200, {"Content-Type": "text/html"}, b"<html>log in</html>"), 75, "from a proxy?"),
     ((404, JSON, b'{"code":40401,"message":"Resource not found","stat":"FAIL"}'), 77, "404 40401"),
 ])  # fmt: skip
 def test_what_else_may_come_of_it_is_told_in_a_line(parent, of_parent, answer, status, words):
@@ -256,7 +256,7 @@ def test_a_child_in_another_deployment_is_told(parent, tmp_path, code):
     assert [result.status for result in results] == [77, 77], results[0].stderr
     for text in results[0].stderr, results[1].stdout:
         assert f"({code // 100} {code} Cross-deployment Admin API usage" in text
-        assert "it is in another deployment than its parent" in text
+        assert "it is in another deployment" in text
         assert "needs an Admin API application of its own" in text
     assert "--accounts" not in results[0].stderr
 

@@ -506,7 +506,7 @@ def look_for_late_events(image, duo, pod, events):
     duo.add("telephony", make_events("telephony", 3, now_ms - 90_000_000, now_ms - 80_000_000, seed=1))
     status, stdout, stderr = image.run(**pod)
     assert (status, stdout) == (0, ""), stderr
-    assert "WARNING telephony: of 22 events, 3 missing from -" in stderr and stderr.count("WARNING") == 1
+    assert re.search("WARNING telephony: of 22 events up to .*, 3 missing from -", stderr) and stderr.count("WARNING") == 1
     found = events.read_text()
     assert found.startswith("".join(lines[40:])) and found.count("\n") == len(lines) - 40 + 3
     status, _, stderr = image.run(**pod)

@@ -21,7 +21,8 @@ ENV_EXAMPLE = (ROOT / ".env.example").read_text(encoding="ascii")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
 COMMANDS = [text.strip() for language, text in BLOCKS if language == "sh"]
 OUTPUTS = dict(re.findall(r"^```sh\n(.+)\n```\n\n```\n((?:(?!```).*\n)+)```$", README, re.M))
-SETTINGS = {*duo_collector.VARIABLES, *(row.since_key for row in duo_collector.LOG_TYPES.values())}
+VARIABLES = {*duo_collector.REQUIRED, *duo_collector.PATHS, *duo_collector.OTHERS}
+SETTINGS = {*VARIABLES, *(row.since_key for row in duo_collector.LOG_TYPES.values())}
 LOG_TYPES = duo_collector.DEFAULT_LOG_TYPES.split(",")
 HOUR_MS = 3_600_000
 
@@ -61,12 +62,12 @@ def test_the_lock_has_a_hash_for_each_package_and_no_registry():
 
 
 def test_every_setting_is_in_readme_and_env_example():
-    assert set(re.findall("DUO_[A-Z_]*[A-Z]", SCRIPT.read_text())) == set(duo_collector.VARIABLES)
+    assert set(re.findall("DUO_[A-Z_]*[A-Z]", SCRIPT.read_text())) == VARIABLES
     assert column("Settings", 1) == SETTINGS
     others = {"HTTPS_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE"}
     assert all(f"`{name}`" in section("Settings") for name in others)
     assert set(re.findall("^#?([A-Z_]+)=", ENV_EXAMPLE, re.M)) == SETTINGS | others
-    assert set(re.findall("DUO_[A-Z_]*[A-Z]", README + ENV_EXAMPLE)) == set(duo_collector.VARIABLES)
+    assert set(re.findall("DUO_[A-Z_]*[A-Z]", README + ENV_EXAMPLE)) == VARIABLES
 
 
 def test_every_option_is_in_readme(collector):

@@ -350,8 +350,9 @@ def test_since_takes_a_time_or_an_age(text, at_ms, new_york):
 @pytest.mark.parametrize("text", ["2027-01-15T08:01Z", "2027-01-15T09:00:00.001+01:00", "2099-12-31"])
 def test_a_time_ahead_of_now_is_refused_once_now_is_known(text):
     since = settings_of("--since", text).since  # of which it is not yet known whether Duo's clock is past it
-    with pytest.raises(ValueError, match="ahead of now"):
+    with pytest.raises(duo_collector.CollectorError, match=f"^--since: {re.escape(text)} is .* ahead of now$") as caught:
         since(NOW_MS)
+    assert caught.value.status == 2
     assert since(3 * NOW_MS) == duo_collector.parse_iso(text)
 
 
