@@ -558,10 +558,10 @@ class Duo:
             return
         if abs(date_ms - signed_ms) > SKEW_S * 1000 and not now_ms and answer.status != 401:
             return  # Duo accepted our date, so a Date this far from it is not Duo's
-        # Duo stamped it, in whole seconds, between our sending and receiving. Clocks that may be equal are taken as
-        # equal; for others take the lower bound, so that a window never ends later than what Duo shows.
-        equal = answer.sent_ms - 1000 < date_ms <= answer.received_ms
-        self.clock_offset_s = 0.0 if equal else (date_ms - answer.received_ms) / 1000
+        # Duo stamped it, in whole seconds, between our sending and receiving. A difference that may be right stays; for
+        # any other take the lower bound, so that a window never ends later than what Duo shows.
+        if not signed_ms - 1000 < date_ms <= signed_ms + answer.received_ms - answer.sent_ms:
+            self.clock_offset_s = (date_ms - answer.received_ms) / 1000
 
 
 def raise_too_late(*_: Any) -> NoReturn:
@@ -1303,11 +1303,11 @@ class Collector:
         log.log(level, "%s: %s; again in %.0f s", self.log_type.name, problem, pace.due - now)
 
     def write(self, walk: Walk, more: bool) -> None:
-        """Write what is new on the latest page, then move the checkpoint. Raises CollectorError."""
+        """Write what is new, in a replay all without a time too, then move the checkpoint. Raises CollectorError."""
         run, row, state, lines, times = self.run, self.log_type, self.state, list[str](), dict[str, int]()
         for identity, event in walk.fresh.items():
             at_ms = event.time_ms or 0.0
-            if identity not in state.written and at_ms < self.until_ms:
+            if identity not in state.written and (at_ms < self.until_ms or (event.placed and run.held is None)):
                 self.read += 1
                 if run.held is None or digest(row, identity) not in run.held:
                     lines.append(event.text + self.tail)
