@@ -241,7 +241,7 @@ class Ledger:
         while due and due[0][0] < at:
             entry = heapq.heappop(due)[1]
             if entry.written < entry.count and entry.time >= max(self.floor[name], oldest):
-                if (name, int(entry.time)) in self.crowds or (name, int(entry.time)) in self.holes:
+                if self.out_of_reach(name, entry.time):
                     continue
                 raise Failure(
                     f"{name}: the checkpoint is {stamp(at)}, but the event of {stamp(entry.time)}, shown at "
@@ -250,6 +250,10 @@ class Ledger:
             self.crowds_due.remove(crowd)
             if not self.crowds[crowd] and crowd[1] > self.floor[name]:
                 raise Failure(f"{name}: of {stamp(crowd[1])} Duo does not show all, and nothing was said")
+
+    def out_of_reach(self, name: str, time_s: float) -> bool:
+        """Whether it is of a second of which Duo does not show all."""
+        return (name, int(time_s)) in self.crowds or (name, int(time_s)) in self.holes
 
     def hole(self, name: str, line: str, process: "Process") -> None:
         """The collector says that Duo left a hole."""
@@ -262,11 +266,19 @@ class Ledger:
                 told.append(self.world.lives)
             if told is not None:
                 return
-            # Where cursors are refused or missing, what shares a ms cannot be had page by page.
-            instants = collections.Counter(int(t * 1000) for t, _ in self.by_time[name] if int(t) == int(at))
-            if LOG_TYPES[name].v2 and max(instants.values(), default=0) > 1 and process.met & set(CURSOR_TROUBLE):
-                self.holes.add((name, int(at)))
-                return
+            # Where cursors are refused or missing, what shares a ms cannot be had page by page; nor can, of a log in
+            # no order, a page's worth of events within less than a second, the shortest slice that is asked for.
+            times = sorted(t for t, _ in self.by_time[name] if int(at) <= t < int(at) + 2)
+            instants = collections.Counter(int(t * 1000) for t in times if t < int(at) + 1)
+            page = LOG_TYPES[name].max_limit
+            crowded = any(last - first < 1 for first, last in zip(times, times[page - 1 :]))
+            if process.met & set(CURSOR_TROUBLE):
+                if LOG_TYPES[name].v2 and max(instants.values(), default=0) > 1:
+                    self.holes.add((name, int(at)))
+                    return
+                if LOG_TYPES[name].cursor and not LOG_TYPES[name].v2 and crowded:
+                    self.holes |= {(name, int(at)), (name, int(at) + 1)}  # such a slice may reach into the next second
+                    return
         if self.world.duo.rules.total in ("int", "object", "absent"):
             raise Failure(f"there is no hole: {line}")
 
@@ -1179,7 +1191,7 @@ class Operator:
                 entry = self.ledger.entries[key]
                 count, what = got.pop(key, 0), f"replay from {stamp(since)} to {stamp(until)}: {name} of {stamp(time_s)}"
                 if count < entry.count and entry.shown < now and since + 1 < time_s < until - 1 and \
-                        (name, int(time_s)) not in self.ledger.crowds:
+                        not self.ledger.out_of_reach(name, time_s):
                     raise Failure(f"{what} was printed {count} times of {entry.count}")
                 within = since - 1 <= time_s <= until + 1 or (entry.odd and LOG_TYPES[name].cursor is None)
                 if count > (entry.count if within and entry.shown <= world.time else 0):
@@ -1208,7 +1220,7 @@ class Operator:
             for time_s, key in self.ledger.by_time[name][-20_000:]:
                 entry = self.ledger.entries[key]
                 if since < time_s < end and entry.shown < now and entry.written < entry.count and \
-                        (name, int(time_s)) not in self.ledger.crowds:
+                        not self.ledger.out_of_reach(name, time_s):
                     raise Failure(f"--missing-from has not written {name} of {stamp(time_s)}, shown at {stamp(entry.shown)}")
 
     # Between two runs of the service
