@@ -321,7 +321,6 @@ class Process:
         self.met: set = set()  # what its requests met, and what else happened to it
         self.files: set = set()  # descriptors to close at its end
         self.unsaved: List[Entry] = []  # written, and in no checkpoint file
-        self.undone: List[Entry] = []  # the same after a power failure that undoes the last rename
 
 
 class Stream:
@@ -387,6 +386,7 @@ class Disk(types.SimpleNamespace):
         self.real_fsync_is_skipped = True
         self.durable: set = set()  # inodes that were synced since they were written
         self.renamed: Dict[str, Optional[bytes]] = {}  # since their folder was synced: what was there before
+        self.undone: List[Entry] = []  # in no checkpoint file any more, once a power failure undoes these renames
         self.hollow: set = set()  # files of which a power failure leaves the name only
         self.full = self.odd_folder = self.unreadable = False
         self.stdin = "/dev/null"
@@ -461,7 +461,7 @@ class Disk(types.SimpleNamespace):
             if self.odd_folder:
                 raise OSError(self.odd_folder, os.strerror(self.odd_folder))
             self.renamed.clear()
-            self.world.process.undone = []
+            self.undone = []
         elif self.full:
             if stream:
                 self.world.forgive(self.world.process)
@@ -494,15 +494,17 @@ class Disk(types.SimpleNamespace):
         os.unlink(path)
 
     def power_fails(self, draw: random.Random) -> None:
+        unsaved = {id(entry) for process in self.world.stack for entry in process.unsaved}
         for target in self.hollow:
             os.truncate(target, 0)
         for target, before in self.renamed.items():
             if draw.random() < 0.5:
                 Path(target).unlink() if before is None else Path(target).write_bytes(before)
-                for process in self.world.stack:
-                    process.unsaved = process.undone + process.unsaved
+                for entry in self.undone if target == self.world.checkpoint_file else ():
+                    entry.allowed += 1
+                    unsaved.add(id(entry))
         self.renamed.clear()
-        unsaved = {id(entry) for process in self.world.stack for entry in process.unsaved}
+        self.undone = []
         for stream in self.world.streams.values():
             stream.power_fails(draw, unsaved)
 
@@ -1003,7 +1005,7 @@ class World:
 
     def saved(self) -> None:
         """A new checkpoint file is in place."""
-        self.process.undone += self.process.unsaved
+        self.disk.undone += self.process.unsaved
         self.process.unsaved = []
         with open(self.checkpoint_file, "rb") as file:
             data = file.read()
