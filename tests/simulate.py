@@ -316,6 +316,7 @@ class Process:
         self.status: Optional[int] = None  # None: killed
         self.stopping = False  # SIGTERM came
         self.killed = False
+        self.knows_time = False  # Duo has told it
         self.lines: collections.deque = collections.deque(maxlen=200)  # of its log
         self.passes: collections.Counter = collections.Counter()  # ended, by log type
         self.met: set = set()  # what its requests met, and what else happened to it
@@ -386,7 +387,7 @@ class Disk(types.SimpleNamespace):
         self.real_fsync_is_skipped = True
         self.durable: set = set()  # inodes that were synced since they were written
         self.renamed: Dict[str, Optional[bytes]] = {}  # since their folder was synced: what was there before
-        self.undone: List[Entry] = []  # in no checkpoint file any more, once a power failure undoes these renames
+        self.undone: List[Entry] = []  # written since then: they are written again once a power failure undoes that
         self.hollow: set = set()  # files of which a power failure leaves the name only
         self.full = self.odd_folder = self.unreadable = False
         self.stdin = "/dev/null"
@@ -580,6 +581,7 @@ class Session:
         if answer.delivery == "reset" or world.suspended > suspended:
             process.met.add("reset")
             raise requests.ConnectionError("Connection reset by peer")
+        process.knows_time |= answer.status == 200 and not noted.fault
         cut = answer.delivery == "half"
         body = answer.body[: len(answer.body) // 2] if cut else answer.body
         return Response(answer.status, {"Date": date, **answer.headers}, Body(world, body, cut, read_s))
@@ -976,6 +978,8 @@ class World:
                     os.close(fd)
             self.stack.pop()
             self.disk.environ = before
+        if kind == "missing":  # of which no checkpoint file knows
+            self.disk.undone += process.unsaved
         for stream in self.streams.values():
             stream.process_ended(self.disk.unreadable and process.status in (None, 74))
         self.lives += kind == "service"
@@ -1049,6 +1053,7 @@ class World:
         refused = {"refused_log", "date_outage", "wrong_key"} & met or {"clock_step", 401} <= met
         right = {
             0: once or process.stopping,
+            2: "--since" in process.arguments and "clock_step" in met and not process.knows_time,  # it seems to be ahead
             74: bool(disk),
             75: once and bool(process.stopping or met),
             77: once and bool(refused),
