@@ -386,8 +386,10 @@ class Disk(types.SimpleNamespace):
         self.environ: Dict[str, str] = {}
         self.real_fsync_is_skipped = True
         self.durable: set = set()  # inodes that were synced since they were written
-        self.renamed: Dict[str, Optional[bytes]] = {}  # since their folder was synced: what was there before
-        self.undone: List[Entry] = []  # written since then: they are written again once a power failure undoes that
+        # Of the last minute, unless their folder was synced since: when, what was there before, and the floor of that
+        self.renamed: Dict[str, List[Tuple[float, Optional[bytes], Dict[str, float]]]] = {}
+        self.floor: Dict[str, float] = {}  # what the checkpoint file goes by
+        self.undone: List[Tuple[float, Entry]] = []  # written since then: again, once a power failure undoes that
         self.hollow: set = set()  # files of which a power failure leaves the name only
         self.full = self.odd_folder = self.unreadable = False
         self.stdin = "/dev/null"
@@ -461,8 +463,7 @@ class Disk(types.SimpleNamespace):
         if stat.S_ISDIR(status.st_mode):
             if self.odd_folder:
                 raise OSError(self.odd_folder, os.strerror(self.odd_folder))
-            self.renamed.clear()
-            self.undone = []
+            self.settled()
         elif self.full:
             if stream:
                 self.world.forgive(self.world.process)
@@ -477,13 +478,12 @@ class Disk(types.SimpleNamespace):
     def _replace(self, source: str, target: str) -> None:
         self.strike()
         durable = os.stat(source).st_ino in self.durable
-        before = None
-        if target not in self.renamed and os.path.exists(target):
-            with open(target, "rb") as file:
-                before = file.read()
+        before = Path(target).read_bytes() if os.path.exists(target) else None
         os.replace(source, target)
         self.durable.clear()
-        self.renamed.setdefault(target, before)
+        world, recent = self.world, self.renamed.get(target, [])
+        self.renamed[target] = [one for one in recent if one[0] > world.time - MINUTE] + [(world.time, before, self.floor)]
+        self.floor = dict(world.ledger.floor)
         (self.hollow.discard if durable else self.hollow.add)(target)
         if target == self.world.checkpoint_file:
             self.world.saved()
@@ -494,18 +494,27 @@ class Disk(types.SimpleNamespace):
         self.strike()
         os.unlink(path)
 
+    def settled(self) -> None:
+        """What was renamed is so for good."""
+        self.renamed.clear()
+        self.undone = []
+
     def power_fails(self, draw: random.Random) -> None:
+        """A folder that cannot be synced loses the last minute: by then every file system has written it down."""
+        world, since = self.world, self.world.time - MINUTE
         unsaved = {id(entry) for process in self.world.stack for entry in process.unsaved}
         for target in self.hollow:
             os.truncate(target, 0)
-        for target, before in self.renamed.items():
-            if draw.random() < 0.5:
-                Path(target).unlink() if before is None else Path(target).write_bytes(before)
-                for entry in self.undone if target == self.world.checkpoint_file else ():
-                    entry.allowed += 1
-                    unsaved.add(id(entry))
-        self.renamed.clear()
-        self.undone = []
+        for target, recent in self.renamed.items():
+            before = next((one for one in recent if one[0] > since), None)
+            if before and draw.random() < 0.5:
+                Path(target).unlink() if before[1] is None else Path(target).write_bytes(before[1])
+                if target == world.checkpoint_file:
+                    world.ledger.floor = self.floor = dict(before[2] or world.ledger.floor)
+                    for entry in (entry for at, entry in self.undone if at > since):
+                        entry.allowed += 1
+                        unsaved.add(id(entry))
+        self.settled()
         for stream in self.world.streams.values():
             stream.power_fails(draw, unsaved)
 
@@ -740,7 +749,8 @@ DISTURBANCES: Dict[str, Disturbance] = {
     "missing_metadata": Disturbance(6, (100, 700), True, rules(short_pages=[False],
         fault_rate=[0.3], fault_kinds=[("no_metadata",), ("no_cursor",), ("no_metadata", "no_cursor")])),
     "spoilt_json": Disturbance(3, (1, 24), True, rules(fault_rate=[0.1], fault_kinds=[("nan", "deep", "truncated")])),
-    "lying_counts": Disturbance(4, (24, 300), True, rules(total=["remaining", "changing", "page"])),
+    # Without them, too: a short page that holds as many events as Duo counts is taken for the whole window.
+    "lying_counts": Disturbance(4, (24, 300), True, rules(short_pages=[False], total=["remaining", "changing", "page"])),
     "refused_log": Disturbance(4, (1, 40), False, rules(missing=SOME_LOGS)),
     "date_outage": Disturbance(2, (0.5, 4), False, rules(fault_rate=[1.0], fault_kinds=[("clock_401",)])),
     # What lies between
@@ -979,7 +989,7 @@ class World:
             self.stack.pop()
             self.disk.environ = before
         if kind == "missing":  # of which no checkpoint file knows
-            self.disk.undone += process.unsaved
+            self.disk.undone += [(self.time, entry) for entry in process.unsaved]
         for stream in self.streams.values():
             stream.process_ended(self.disk.unreadable and process.status in (None, 74))
         self.lives += kind == "service"
@@ -1009,7 +1019,7 @@ class World:
 
     def saved(self) -> None:
         """A new checkpoint file is in place."""
-        self.disk.undone += self.process.unsaved
+        self.disk.undone += [(self.time, entry) for entry in self.process.unsaved]
         self.process.unsaved = []
         with open(self.checkpoint_file, "rb") as file:
             data = file.read()
@@ -1277,6 +1287,8 @@ class Operator:
                 path.unlink(missing_ok=True)
             else:
                 path.write_bytes((SCRIPT.parent / "checkpoints.json").read_bytes())
+            self.world.disk.settled()
+            self.world.checkpoints.clear()
             self.ledger.again_from(dict.fromkeys(OTHERS, 0.0))
             self.ledger.floor.update(dict.fromkeys(OTHERS, 0.0))
             self.world.lives += 1
@@ -1291,17 +1303,18 @@ class Operator:
         since = float(int(since))
         for name in log_types:
             self.ledger.again_from({name: since})
-            self.ledger.floor[name] = since
         world.lives += 1
         if draw.random() < 0.3:
             environ["DUO_SECRET_KEY"] = "0" * 40
         while world.time < world.end:
+            self.ledger.floor.update(dict.fromkeys(log_types, since))
             began = {"wrong_key"} if environ["DUO_SECRET_KEY"] != world.duo.skey else set()
             world.active["wrong_key"] += len(began)
             process = world.run("service", environ, "--once", "--since", stamp(since), stdout=Stdout(world.output.fd))
             world.active["wrong_key"] -= len(began)
             if process.status in (0, 75, 77):
                 break
+            environ["DUO_LOOKBACK"] = str(world.lookback)  # 78: the message says what to write
             world.advance(max(600, world.booted + 5 - world.time))
 
     def back_up(self) -> None:
@@ -1314,10 +1327,11 @@ class Operator:
             if data is None:
                 return
             Path(self.world.checkpoint_file).write_bytes(data)
+            self.world.disk.settled()
             restored = checkpoints_in(data)
             for name in LOG_TYPES:
                 self.ledger.again_from({name: restored.get(name, 0) - 17 * HOUR})
-            self.ledger.floor = dict(floor)
+            self.ledger.floor, self.world.disk.floor = dict(floor), dict(floor)
             self.world.lives += 1
 
         self.between_runs(act)
