@@ -672,7 +672,7 @@ def slow_link(world: "World", draw: random.Random) -> Callable[[], Any]:
 
 
 def proxy_date(world: "World", draw: random.Random) -> Optional[Callable[[], Any]]:
-    if world.active["clock_step"]:  # then nothing would be left to tell the time by
+    if world.active["clock_step"] or world.active["drift"]:  # then nothing would be left to tell the time by
         return None
     return world.change_rules({"date_offset": draw.choice((-1, 1)) * draw.uniform(1200, 9000)})
 
@@ -685,7 +685,9 @@ def clock_step(world: "World", draw: random.Random) -> Optional[Callable[[], Any
     return lambda: setattr(world, "wall_offset", world.wall_offset - step)
 
 
-def drift(world: "World", draw: random.Random) -> Callable[[], Any]:
+def drift(world: "World", draw: random.Random) -> Optional[Callable[[], Any]]:
+    if world.active["proxy_date"]:
+        return None
     world.drift, world.drift_since = draw.uniform(-4e-5, 4e-5), world.time
     return lambda: setattr(world, "drift", 0.0)
 
@@ -1301,13 +1303,12 @@ class Operator:
         """--once --since, maybe with a wrong key: it counts from there on, whatever becomes of that run."""
         world, environ, log_types = self.world, self.environ, self.log_types
         since = float(int(since))
-        for name in log_types:
-            self.ledger.again_from({name: since})
         world.lives += 1
         if draw.random() < 0.3:
             environ["DUO_SECRET_KEY"] = "0" * 40
         while world.time < world.end:
             self.ledger.floor.update(dict.fromkeys(log_types, since))
+            self.ledger.again_from(dict.fromkeys(log_types, since))  # each time
             began = {"wrong_key"} if environ["DUO_SECRET_KEY"] != world.duo.skey else set()
             world.active["wrong_key"] += len(began)
             process = world.run("service", environ, "--once", "--since", stamp(since), stdout=Stdout(world.output.fd))
@@ -1341,7 +1342,7 @@ class Operator:
 
         def act() -> None:
             world, path = self.world, Path(self.world.checkpoint_file)
-            if not path.exists() or not world.checkpoints:
+            if not path.exists() or b'"account"' not in path.read_bytes():  # nothing has been collected
                 return
             before, asked = path.read_bytes(), world.requests
             environ = {**self.environ, "DUO_API_HOST": "https://api-another.duosecurity.com"}
