@@ -18,7 +18,7 @@ The guarantee: every event that Duo publishes is written at least once, and twic
 writing a page and saving its checkpoint. A page is therefore written and flushed first, and then its checkpoint saved.
 Some events are published late: each pass reads the minutes before the checkpoint again (DUO_LOOKBACK), drops what was
 written before, and starts no later than at the newest event known, so that nothing is lost when Duo's log pipeline
-stands still for hours. Single events that come even later are found by --missing-from.
+stalls for hours. Individual events that arrive even later are found by --missing-from.
 
 The file reads in the order in which data flows: log types, settings, signing, requests, pages, walks, checkpoints,
 output, pace, passes, reports, the command line. Names in _ms are in milliseconds (of a time: since 1970), in _s in s.
@@ -223,7 +223,7 @@ def load_env_file(path: str, required: bool) -> bool:
         with open(path, encoding="utf-8-sig") as file:
             if stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode) and mode & 0o077:
                 log.warning("%s can be read by other users, and may hold the secret key: chmod 600 it", path)
-            for line in parse_stream(file):
+            for line in reversed([*parse_stream(file)]):  # of a name that is there twice the last value counts
                 if line.error:
                     log.warning("settings file %s, line %d: this is not NAME=VALUE", path, line.original.line)
                 elif line.key:  # a relative path starts at the file's folder, since cron starts elsewhere
@@ -697,7 +697,7 @@ def read_total(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-HEADER_LOST = "Duo misses a header ({said}): a proxy in between takes it away"
+HEADER_LOST = "a header did not reach Duo ({said}): a proxy strips it"
 OWN_APPLICATION = "needs an Admin API application of its own"
 NOT_IN_PLAN = "the account's plan does not include this log, or it is switched off: take it out of DUO_LOG_TYPES"
 MEANINGS: Mapping[str, tuple[type[Problem], str]] = {  # by Duo's code, by status, or by what refusal() makes of them
@@ -868,7 +868,7 @@ class Walk:
         self.cut = ""
         if self.reached_ms > at_ms:
             self.at_ms = self.reached_ms
-        elif ends or (self.log_type.cursor and latest_ms < at_ms):  # or it ignores mintime
+        elif ends or ((self.log_type.cursor or times) and latest_ms < at_ms - self.lead_s * 1000):  # it ignores mintime
             return False
         elif self.lead_s and any(at_ms - unit_ms <= time_ms < at_ms for time_ms in times):
             self.lead_s = 0  # so mintime does include its own second, and the one before takes up room on the page
@@ -1129,7 +1129,7 @@ def digest(log_type: LogType, identity: str) -> bytes:
 class Pace:
     """When the next request of a log type is due; times and durations in s, by a monotonic clock.
 
-    A 429 does not say whether it means the rate or a quota. One try comes soon after it. If that brings a page, the
+    A 429 does not say whether it means the rate or a quota. The first retry comes soon. If that brings a page, the
     interval was too short: it grows by half, and shrinks by 3 % with each page. If not, or if as many pages came as at
     the last limit, it is a quota by the minute: the pages of the last minute are the limit for four minutes, or longer
     if it is found again, and the next try comes when the first of them is a minute (here 61 s) old."""
@@ -1231,6 +1231,7 @@ class Collector:
                 page = self.fetch(walk)
             except Failed as problem:
                 self.postpone(problem)
+                walk = walk if walk.pages else self.open_walk()  # a refusal may have told Duo's clock
                 continue
             except Refused as problem:
                 yield self.run.edges.monotonic()  # the other log types go first: their answers help to explain it
@@ -1573,8 +1574,6 @@ def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int)
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, like everything here."""
-
     def error(self, message: str) -> NoReturn:
         raise CollectorError(f"{message} (--help shows what can be given)", 2)
 

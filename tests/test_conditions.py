@@ -17,6 +17,8 @@ from conftest import CHECKPOINT_KEYS, SCRIPT, Collector, wait_for
 from duo_simulator import LOG_TYPES, Simulator, make_events
 from test_collection import DAY, HOUR, MINUTE, V2, canonical, fill, in_ms, instant, now_ms
 
+import duo_collector
+
 ALL = ",".join(LOG_TYPES)
 DEFAULT = ("authentication", "administrator", "telephony")
 JSON = {"Content-Type": "application/json"}
@@ -251,6 +253,32 @@ def test_since_warns_when_it_repeats_events(duo, collector):
     assert span and span[1] < span[2] <= stamp(now_ms())
 
 
+@pytest.mark.parametrize("count, told", [(200, True), (9, False)])
+def test_a_hole_is_told_where_all_that_follows_is_in_the_next_second(count, told):
+    """A page below 1,000 that one second fills, mintime exclusive; then a page with one event of the next second."""
+    row, second = duo_collector.LOG_TYPES["administrator"], now_ms() // 1000 * 1000 - HOUR
+    events = [duo_collector.read_event(row, "{}", {"timestamp": second // 1000, "n": number}) for number in range(count)]
+    later = duo_collector.read_event(row, "{}", {"timestamp": second // 1000 + 1})
+    holes, more = [], True
+    walk = duo_collector.Walk(row, second, now_ms() - 10 * MINUTE, lambda *hole: holes.append(hole[:2]))
+    while more:
+        mintime_s = int(walk.parameters["mintime"])
+        assert walk.pages < 10
+        shown = [event for event in events if event.time_ms > mintime_s * 1000] or \
+            [later] * (later.time_ms > mintime_s * 1000)  # fmt: skip
+        more = walk.step(duo_collector.Page(shown))
+    assert holes == ([(second, second)] if told else [])
+
+
+def test_a_v1_server_that_ignores_mintime_ends_the_walk():
+    row, now = duo_collector.LOG_TYPES["administrator"], now_ms()
+    old = [duo_collector.read_event(row, "{}", {"timestamp": (now - DAY) // 1000 + n}) for n in range(12)]
+    walk, pages = duo_collector.Walk(row, now - HOUR, now - 2 * MINUTE, pytest.fail), 1
+    while walk.step(duo_collector.Page(old)):
+        pages += 1
+        assert pages < 5
+
+
 # 6: pages without a cursor
 
 
@@ -414,8 +442,8 @@ def test_a_date_that_a_proxy_stamps_is_not_believed(duo, collector, off_s):
 REFUSED_DATES = {  # code, message, words
     "40105 Bad request timestamp": "Duo refuses the date of the request",
     "40104 Bad request timestamp": "Duo refuses the date of the request",
-    "40104 Missing request timestamp": "a proxy in between takes it away",
-    "40101 Missing request credentials": "a proxy in between takes it away",
+    "40104 Missing request timestamp": "a proxy strips it",
+    "40101 Missing request credentials": "a proxy strips it",
 }
 
 
