@@ -923,7 +923,7 @@ class Simulator(Endpoints):
         self._stores[log_type].revise(event_id, fields)
 
     def inject(self, log_type: Optional[str], *faults: Any) -> None:
-        """Queue faults for the next requests to a log (None: to any), one for each request.
+        """Queue faults for the next requests to a log (None: to any; "ping": for Duo's time), one for each request.
 
         A fault is a name from FAULT_KINDS, a tuple (status, headers, body bytes), a callable that
         is given the request handler in place of an answer, or None for no fault at all.
@@ -946,6 +946,8 @@ class Simulator(Endpoints):
         if log_type is not None:
             fault = self._next_fault(log_type)
             answer = self._spoil(answer, fault)
+        elif parts.path == "/auth/v2/ping" and self._injected["ping"]:
+            answer = self._spoil(answer, self._injected["ping"].popleft())
         shown = {name: values[0] if len(values) == 1 else values for name, values in params.items()}
         self.requests.append(Request(*arrived, log_type, parts.path, shown, answer.status,
                                      answer.events, connection, _signed_date(headers), fault))

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from email.utils import formatdate
 
 import pytest
 from conftest import CHECKPOINT_KEYS, SCRIPT, Collector, wait_for
@@ -103,6 +104,19 @@ def test_what_duo_shows_after_hours_of_empty_answers_is_collected(duo, collector
 
 
 # 2: a local clock that is far behind
+
+
+def test_a_clock_told_by_a_refusal_opens_the_window_before_the_pass_ends(duo, collector):
+    """By the local clock the checkpoint is ahead of now; Duo limits the request for its time, and tells it all the same."""
+    duo.rules.clock_offset = 200
+    collector.seed(telephony=duo.now_ms() - 180_000)
+    end_ms = duo.now_ms() - 125_000
+    duo.add("telephony", make_events("telephony", 10, end_ms - 30_000, end_ms))
+    date = formatdate(duo.now_ms() / 1000, usegmt=True)
+    duo.inject("ping", (429, {**JSON, "Date": date}, b'{"stat": "FAIL", "code": 42901, "message": "Too Many Requests"}'))
+    result = collector.once("--log-types", "telephony")
+    assert (result.status, len(result.events)) == (0, 10), result.stderr
+    assert duo.requests[0].path == "/auth/v2/ping"
 
 
 @pytest.mark.parametrize("behind", ["40 min", "2 h", "1 day"])
