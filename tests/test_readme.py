@@ -100,6 +100,11 @@ def test_defaults_are_those_that_readme_tells():
                 assert found or default == cells[2], (name, cells[2])
 
 
+def test_the_two_commands_come_first():
+    """However simply the page is read: the first thing between fences is the demo, the next the tests."""
+    assert re.findall("^```(?:sh)?\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)[:2] == ["tests/demo\n", "tests/run\n"]
+
+
 def test_the_events_shown_are_of_each_default_log_type(collector, duo):
     """With the fields, and the kinds of values, that the collector writes."""
     now = duo.now_ms()
@@ -107,8 +112,8 @@ def test_the_events_shown_are_of_each_default_log_type(collector, duo):
         duo.add(log_type, iter_events(log_type, 500, now - HOUR_MS, now - HOUR_MS // 2))
     collector.seed(**dict.fromkeys(LOG_TYPES, now - 2 * HOUR_MS))
     written = collector.once().events
-    (text,) = [text for language, text in BLOCKS if language == "json"]
-    shown = json.loads("[" + text.replace("}\n{", "},{") + "]")
+    text = "".join(line for line in section("Events").splitlines(keepends=True) if line.startswith("    "))
+    shown = json.loads("[" + text.replace("}\n    {", "},{") + "]")
     assert [event["eventtype"] for event in shown] == LOG_TYPES
     for event in shown:
         same = [other for other in written if other["eventtype"] == event["eventtype"]]
