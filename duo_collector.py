@@ -1223,15 +1223,16 @@ class Collector:
         """One pass: read up to now less Duo's delay, and write and checkpoint page after page. Yields when its next
         request is due (s, by the monotonic clock). Raises GaveUp and CollectorError."""
         duo, walk, opened, more = self.run.duo, self.open_walk(), 1, True
-        while more and (walk.start_ms < walk.until_ms or self.state.since_ms > duo.now_ms()):
+        while more:
             yield self.pace.due
-            walk = walk if walk.pages else self.open_walk()  # the wait may have been long: move its end up to now
+            walk = walk if walk.pages else self.open_walk()  # the wait may have been long, or have told Duo's clock
+            if walk.start_ms >= walk.until_ms and self.state.since_ms <= duo.now_ms():
+                break
             known_s, page = duo.clock_offset_s, None
             try:
                 page = self.fetch(walk)
             except Failed as problem:
                 self.postpone(problem)
-                walk = walk if walk.pages else self.open_walk()  # a refusal may have told Duo's clock
                 continue
             except Refused as problem:
                 yield self.run.edges.monotonic()  # the other log types go first: their answers help to explain it
