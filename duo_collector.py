@@ -1345,9 +1345,8 @@ class Collector:
         up_to = iso(min(self.state.since_ms, self.until_ms))
         said = f"{counted(self.written, 'event')} in {counted(self.requests, 'request')}, up to {up_to}"
         if run.held is not None and not why:
-            level = logging.WARNING if self.written else logging.INFO
-            said = f"of {counted(self.read, 'event')} up to {up_to}, {self.written:,} missing from"
-            said += f" {run.settings.missing_from}"
+            level, file = logging.WARNING if self.written else logging.INFO, run.settings.missing_from
+            said = f"of {counted(self.read, 'event')} up to {up_to}, {self.written:,} missing from {file}"
         log.log(level, "%s: %s", self.log_type.name, said + (f"; {why}" if why else ""))
 
 
@@ -1377,11 +1376,11 @@ def run_passes(run: Run, collectors: list[Collector]) -> int:
 
 # Reports
 
-REPORT_S = 30  # how often a long pass, at least, tells its progress and renews the metrics
+REPORT_S = 30  # how often a long pass reports
 
 
 def report(run: Run, collectors: list[Collector]) -> None:
-    """Tell the progress of the passes under way, and write the metrics file, where either is due."""
+    """Save the health, log the progress and write the metrics: when a pass ends, and every REPORT_S of a longer one."""
     now, under_way = run.edges.monotonic(), [collector for collector in collectors if collector.walk]
     if run.stderr.terminal:
         run.stderr.show([progress(collector, now) for collector in under_way])
