@@ -1090,7 +1090,7 @@ class Output:
                 rest = "".join(lines[first : first + 64]).encode("ascii", "backslashreplace")
                 while rest:
                     rest = rest[os.write(self.fd, rest) :]
-            if self.regular:
+            if self.regular and lines:
                 os.fsync(self.fd)
         except OSError as error:
             said = f"stdout cannot be written: {one_line(error)}; the checkpoint stays where it was"
@@ -1321,6 +1321,7 @@ class Collector:
             self.tell_hole(walk.start_ms, walk.until_ms, words)
         self.written += len(lines)
         self.health["events"] += len(lines)
+        self.health["last_success_ms"] = self.health["last_success_ms"] if more else run.duo.now_ms()
         since_ms = walk.reached_ms if more else walk.until_ms
         # Later pages of a log in no order may bring older events than this one, hence min().
         state.advance(since_ms, min(walk.newest_ms, since_ms), run.settings.lookback_ms, times)
@@ -1364,8 +1365,7 @@ def run_passes(run: Run, collectors: list[Collector]) -> int:
         if edges.monotonic() >= collector.due:
             collector.turn()
             if not any(other.busy for other in collectors):
-                off_s = run.duo.clock_offset_s
-                if abs(off_s) > CLOCK_S:
+                if abs(off_s := run.duo.clock_offset_s) > CLOCK_S:
                     off = f"{abs(off_s):.0f} s {'behind' if off_s > 0 else 'ahead of'}"
                     log.warning("local clock is %s Duo's; collecting by Duo's, but set it right", off)
                 run.duo.session.close()  # Duo would have closed the connection by the next pass
@@ -1387,7 +1387,7 @@ def report(run: Run, collectors: list[Collector]) -> None:
     at_end = all(not collector.busy for collector in collectors)
     if at_end or now >= run.report_due:
         run.report_due = now + REPORT_S
-        if any(collector.requests for collector in collectors) or at_end:
+        if any(collector.status if at_end else collector.busy and collector.requests for collector in collectors):
             with contextlib.suppress(CollectorError), run.checkpoints.saving():  # health: no reason to stop
                 pass
         for collector in [] if run.stderr.terminal else under_way:
