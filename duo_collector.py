@@ -1338,9 +1338,9 @@ class Collector:
 
     def end_pass(self, status: int, why: str) -> None:
         run, level = self.run, logging.ERROR if why else logging.INFO
-        now, ended = run.edges.monotonic(), "last_error_ms" if why else "last_success_ms"
-        self.health.update({ended: run.duo.now_ms(), "pass_ms": int((now - self.began) * 1000)})
-        self.health["last_error"] = redact(why) or self.health["last_error"]
+        now = run.edges.monotonic()
+        error = {"last_error_ms": run.duo.now_ms(), "last_error": redact(why)} if why else {}
+        self.health.update(pass_ms=int((now - self.began) * 1000), **error)
         self.status, self.busy, self.steps, self.walk = status, False, None, None
         self.due = math.inf if run.once else now + run.settings.interval_s
         up_to = iso(min(self.state.since_ms, self.until_ms))
