@@ -14,6 +14,7 @@ import time
 from email.utils import formatdate
 
 import pytest
+import requests
 from conftest import CHECKPOINT_KEYS, SCRIPT, Collector, wait_for
 from duo_simulator import LOG_TYPES, Simulator, make_events
 from test_collection import DAY, HOUR, MINUTE, V2, canonical, fill, in_ms, instant, now_ms
@@ -291,6 +292,28 @@ def test_a_v1_server_that_ignores_mintime_ends_the_walk():
     while walk.step(duo_collector.Page(old)):
         pages += 1
         assert pages < 5
+
+
+def test_a_replay_prints_what_has_no_time_wherever_it_stands_on_the_page(duo, collector):
+    now_s = now_ms() // 1000
+    page = [{"timestamp": now_s - 3600, "n": 1}, {"timestamp": "odd", "n": 2}, {"timestamp": now_s - 9000, "n": 3}]
+    duo.inject("administrator", (200, JSON, json.dumps({"stat": "OK", "response": page}).encode()))
+    result = collector.run("--log-types", "administrator", "--since", "3h", "--until", "2h")
+    assert (result.status, sorted(event["n"] for event in result.events)) == (0, [2, 3]), result.stderr
+
+
+def test_a_known_difference_of_clocks_stays_while_answers_fit_it(duo):
+    """Local clocks 0.7 s ahead of Duo's, and equal to it; an answer each 0.75 s, with Duo's time in whole seconds."""
+    settings = duo_collector.Settings((), "", {}, base_url=duo.settings["DUO_API_HOST"])
+    for ahead_ms in 700, 0:
+        api = duo_collector.Duo(settings, duo_collector.Edges(time.time, time.monotonic, time.sleep, requests.Session))
+        for number in range(20):
+            sent_ms = 1_800_000_000_450 + 750 * number
+            date = formatdate((sent_ms + 20 - ahead_ms) // 1000, usegmt=True)
+            answer = duo_collector.Answer(200, {"Date": date}, {"stat": "OK"}, None, "", sent_ms, sent_ms + 50)
+            api.learn_clock(answer)
+            if number > 4:
+                assert -1.3 < api.clock_offset_s <= -0.7 if ahead_ms else api.clock_offset_s == 0.0
 
 
 # 6: pages without a cursor

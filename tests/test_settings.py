@@ -381,7 +381,7 @@ def lead_here(simulator, **more):
         f'export DUO_API_HOST="{settings.pop("DUO_API_HOST")}"',
         "",
         "# the Admin API application",
-        "DUO_INTEGRATION_KEY=DIXXXXXXXXXXXXXXXXXX",
+        "DUO_INTEGRATION_KEY=DIYYYYYYYYYYYYYYYYYY",  # the last value of a name counts
         f"DUO_INTEGRATION_KEY='{settings.pop('DUO_INTEGRATION_KEY')}'",
         f"DUO_SECRET_KEY =   {settings.pop('DUO_SECRET_KEY')}  ",
         *(f"{name}={value}" for name, value in settings.items()),
