@@ -50,10 +50,10 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 from urllib.parse import quote, urlencode, urlsplit
 
 if sys.version_info < (3, 9):  # noqa: UP036
@@ -62,7 +62,7 @@ if TYPE_CHECKING:  # imported where it is needed: importing it takes longer than
     import requests
 
 __version__ = "2.0.0"
-T = TypeVar("T")
+BESIDE = os.path.dirname(os.path.abspath(__file__))
 When = Callable[[int], int]  # from now to a time, both in ms and by Duo's clock
 log = logging.getLogger("duo_collector")
 
@@ -70,19 +70,17 @@ log = logging.getLogger("duo_collector")
 class CollectorError(Exception):
     """Ends the process, with this message and this exit status."""
 
-    def __init__(self, message: str, status: int) -> None:
+    status = 75
+
+    def __init__(self, message: str, status: int = 0, answer: Answer | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.answer = status or self.status, answer
 
 
 class Problem(CollectorError):
     """A request that brought no page: the reason, and Duo's answer if there was one."""
 
-    status, outcome = 75, "failed"
-
-    def __init__(self, message: str, answer: Answer | None = None) -> None:
-        super().__init__(message, self.status)
-        self.answer = answer
+    outcome = "failed"
 
 
 class GaveUp(Problem):
@@ -179,116 +177,6 @@ DEFAULT_LOG_TYPES = "authentication,administrator,telephony"
 
 # Settings
 
-
-@dataclass(frozen=True)
-class Settings:
-    log_types: tuple[LogType, ...]
-    checkpoint_file: str
-    seeds: Mapping[LogType, int]  # ms
-    base_url: str = ""
-    integration_key: str = ""
-    secret_key: str = field(default="", repr=False)
-    account_id: str = ""  # of the child account to collect, with the keys of its parent
-    interval_s: float = 300
-    requests_per_minute: float = 50
-    lookback_ms: int = 300_000
-    metrics_file: str = ""
-    since: When | None = None
-    until: When | None = None  # with it a range is printed, and no checkpoint read or moved
-    missing_from: str = ""  # a file of lines that were written before: only what it lacks is printed
-    max_lag_ms: int | None = None
-
-    @property
-    def host(self) -> str:
-        """What is signed, and what every event carries: lower case, no port."""
-        return urlsplit(self.base_url).hostname or ""
-
-    @property
-    def account(self) -> str:
-        """Whose events these are, as the checkpoint file names it."""
-        return self.host + (f"/{self.account_id}" if self.account_id else "")
-
-
-PATHS = ("DUO_CHECKPOINT_FILE", "DUO_METRICS_FILE", "DUO_SECRET_KEY_FILE")
-REQUIRED = ("DUO_API_HOST", "DUO_INTEGRATION_KEY", "DUO_SECRET_KEY")
-OTHERS = ("DUO_ACCOUNT_ID", "DUO_LOG_TYPES", "DUO_INTERVAL", "DUO_REQUESTS_PER_MINUTE", "DUO_LOOKBACK")
-
-
-def load_env_file(path: str, required: bool) -> bool:
-    """Set what the environment lacks from a settings file; return whether the file exists. Raises CollectorError."""
-    from dotenv.parser import parse_stream
-
-    folder = os.path.dirname(os.path.abspath(path))
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            if stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode) and mode & 0o077:
-                log.warning("%s can be read by other users, and may hold the secret key: chmod 600 it", path)
-            for line in reversed([*parse_stream(file)]):  # of a name that is there twice the last value counts
-                if line.error:
-                    log.warning("settings file %s, line %d: this is not NAME=VALUE", path, line.original.line)
-                elif line.key:  # a relative path starts at the file's folder, since cron starts elsewhere
-                    is_path = line.value and line.key in PATHS
-                    value = os.path.join(folder, os.path.expanduser(line.value or "")) if is_path else line.value
-                    os.environ.setdefault(line.key, value or "")
-        return True
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no variable can have
-        if isinstance(error, FileNotFoundError) and not required:
-            return False
-        raise CollectorError(f"settings file {path} cannot be read: {one_line(error)}", 78) from None
-
-
-def load_settings(options: argparse.Namespace, environ: Mapping[str, str], looked_for: str = "") -> Settings:
-    """Check everything that a run needs: an option, before its variable, before the default. Raises CollectorError."""
-
-    def setting(variable: str, parse: Callable[[str], T], default: str = "", option: str = "") -> T:
-        given = getattr(options, option[2:].replace("-", "_")) if option else None
-        text = given if given is not None else environ.get(variable) or default
-        try:
-            return parse(text)
-        except (ValueError, OSError) as wrong:
-            label, status = (variable, 78) if given is None else (option, 2)
-            found = "" if parse is parse_key else f" {one_line(repr(text))}" if text else " is empty"
-            raise CollectorError(f"{label}{found}: {one_line(wrong)}", status) from None
-
-    def optional(option: str, parse: Callable[[str], T]) -> T | None:
-        return setting("", parse, "", option) if getattr(options, option[2:].replace("-", "_")) is not None else None
-
-    online, key_file = not options.status, environ.get("DUO_SECRET_KEY_FILE")
-    secret = ("DUO_SECRET_KEY_FILE", parse_key_file) if key_file else ("DUO_SECRET_KEY", parse_key)
-    if online:  # --status makes no request, so it needs no host and no keys
-        for name in sorted({name for name in environ if name.startswith("DUO_")}.difference(REQUIRED, PATHS, OTHERS)):
-            nearest = difflib.get_close_matches(name, (*REQUIRED, *PATHS, *OTHERS), 1, 0)[0]
-            log.warning("%s is not a setting, and is ignored; did you mean %s?", one_line(name), nearest)
-        missing = [name for name in (REQUIRED[:2] if key_file else REQUIRED) if not environ.get(name)]
-        if missing:
-            said = ", ".join(f"{name} is {'empty' if name in environ else 'not set'}" for name in missing)
-            raise CollectorError(said + looked_for, 78)
-    if not os.path.exists(bundle := environ.get("REQUESTS_CA_BUNDLE") or "/"):  # which requests reads by itself
-        raise CollectorError(f"REQUESTS_CA_BUNDLE {one_line(repr(bundle))}: write the path of certificates", 78)
-    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "checkpoints.json")
-    settings = Settings(
-        base_url=setting("DUO_API_HOST", parse_host) if online else "",
-        integration_key=setting("DUO_INTEGRATION_KEY", parse_key) if online else "",
-        secret_key=setting(*secret) if online else "",
-        account_id=setting("DUO_ACCOUNT_ID", parse_account_id),
-        log_types=setting("DUO_LOG_TYPES", parse_log_types, DEFAULT_LOG_TYPES, "--log-types"),
-        checkpoint_file=setting("DUO_CHECKPOINT_FILE", parse_path, beside, "--checkpoint-file"),
-        seeds={row: setting(row.since_key, row.parse_since, str(SEED_MS // row.unit_ms)) for row in LOG_TYPES.values()},
-        interval_s=setting("DUO_INTERVAL", parse_interval, "300", "--interval"),
-        requests_per_minute=setting("DUO_REQUESTS_PER_MINUTE", partial(parse_number, "requests", 1, 1_000_000), "50"),
-        lookback_ms=setting("DUO_LOOKBACK", parse_lookback, "300"),
-        metrics_file=setting("DUO_METRICS_FILE", parse_path) if environ.get("DUO_METRICS_FILE") else "",
-        since=optional("--since", partial(parse_when, "--since")),
-        until=optional("--until", partial(parse_when, "--until")),
-        missing_from=options.missing_from or "",
-        max_lag_ms=optional("--max-lag", parse_age),
-    )  # fmt: skip
-    path = settings.metrics_file
-    if path and (path == settings.checkpoint_file or os.path.isdir(path) or not os.path.isdir(os.path.dirname(path))):
-        raise CollectorError(f"DUO_METRICS_FILE {path}: write another path, of a file in a folder that exists", 78)
-    return settings
-
-
 # Parsers of settings: each raises ValueError, whose text says what to write instead.
 
 
@@ -318,7 +206,7 @@ def parse_key_file(path: str) -> str:
 
 
 def parse_account_id(text: str) -> str:
-    if not re.fullmatch("([A-Za-z0-9]{20})?", text):
+    if not re.fullmatch("[A-Za-z0-9]{20}", text):
         raise ValueError("write the account_id of a child account, 20 letters and digits; --accounts lists them")
     return text
 
@@ -341,6 +229,9 @@ def parse_number(unit: str, least: float, most: float, text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or not least <= float(text) <= most:
         raise ValueError(f"write a number of {unit} from {least:g} to {most:,.0f}")
     return float(text)
+
+
+parse_rate = partial(parse_number, "requests", 1, 1_000_000)
 
 
 def parse_lookback(text: str) -> int:
@@ -415,6 +306,104 @@ def redact(text: str) -> str:
     """Text without line breaks, escape sequences, what may be a secret key, and the password of a proxy."""
     text = re.sub(r"//[^/\s]*@", "//***@", re.sub("[A-Za-z0-9]{32,}", "***", text))
     return "".join(c if c.isprintable() else " " for c in text)
+
+
+def setting(variable: str, option: str, parse: Callable[[str], Any], default: str = "", unset: Any = "") -> Any:
+    """A field of Settings, and how to read it: what `parse` makes of the option, or else of the variable, or else of
+    the default; `unset` where there is none of them. A secret is not shown."""
+    row = (variable, option, parse, default, unset)
+    return field(default=unset, metadata={"row": row}, repr=parse not in (parse_key, parse_key_file))
+
+
+@dataclass(frozen=True)
+class Settings:
+    base_url: str = setting("DUO_API_HOST", "", parse_host)
+    integration_key: str = setting("DUO_INTEGRATION_KEY", "", parse_key)
+    secret_key: str = setting("DUO_SECRET_KEY", "", parse_key)
+    account_id: str = setting("DUO_ACCOUNT_ID", "", parse_account_id)  # of a child, with the keys of its parent
+    log_types: tuple[LogType, ...] = setting("DUO_LOG_TYPES", "--log-types", parse_log_types, DEFAULT_LOG_TYPES)
+    checkpoint_file: str = setting("DUO_CHECKPOINT_FILE", "--checkpoint-file", parse_path, f"{BESIDE}/checkpoints.json")
+    metrics_file: str = setting("DUO_METRICS_FILE", "", parse_path)
+    interval_s: float = setting("DUO_INTERVAL", "--interval", parse_interval, "300")
+    requests_per_minute: float = setting("DUO_REQUESTS_PER_MINUTE", "", parse_rate, "50")
+    lookback_ms: int = setting("DUO_LOOKBACK", "", parse_lookback, "300")
+    since: When | None = setting("", "--since", partial(parse_when, "--since"), unset=None)
+    until: When | None = setting("", "--until", partial(parse_when, "--until"), unset=None)  # then no checkpoint moves
+    missing_from: str = setting("", "--missing-from", str)  # lines that were written before
+    max_lag_ms: int | None = setting("", "--max-lag", parse_age, unset=None)
+    seeds: Mapping[LogType, int] = field(default_factory=dict)  # ms
+
+    @property
+    def host(self) -> str:
+        """What is signed, and what every event carries: lower case, no port."""
+        return urlsplit(self.base_url).hostname or ""
+
+    @property
+    def account(self) -> str:
+        """Whose events these are, as the checkpoint file names it."""
+        return self.host + (f"/{self.account_id}" if self.account_id else "")
+
+
+ROWS = {item.name: item.metadata["row"] for item in fields(Settings) if item.metadata}
+KEY_FILE = ("DUO_SECRET_KEY_FILE", "", parse_key_file, "", "")  # in place of the row of DUO_SECRET_KEY
+VARIABLES = [row[0] for row in (*ROWS.values(), KEY_FILE) if row[0]]
+
+
+def load_env_file(path: str, required: bool) -> bool:
+    """Set what the environment lacks from a settings file; return whether the file exists. Raises CollectorError."""
+    from dotenv.parser import parse_stream
+
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            if stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode) and mode & 0o077:
+                log.warning("%s can be read by other users, and may hold the secret key: chmod 600 it", path)
+            for line in reversed([*parse_stream(file)]):  # of a name that is there twice the last value counts
+                name, value = line.key, line.value or ""
+                if line.error:
+                    log.warning("settings file %s, line %d: this is not NAME=VALUE", path, line.original.line)
+                elif name:  # a relative path starts at the file's folder, since cron starts elsewhere
+                    is_path = value and name in VARIABLES and name.endswith("_FILE")
+                    os.environ.setdefault(name, os.path.join(folder, os.path.expanduser(value)) if is_path else value)
+        return True
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no variable can have
+        if isinstance(error, FileNotFoundError) and not required:
+            return False
+        raise CollectorError(f"settings file {path} cannot be read: {one_line(error)}", 78) from None
+
+
+def load_settings(options: argparse.Namespace, environ: Mapping[str, str], looked_for: str = "") -> Settings:
+    """Check everything that a run needs. Raises CollectorError."""
+
+    def read(variable: str, option: str, parse: Callable[[str], Any], default: str, unset: Any) -> Any:
+        given = getattr(options, option[2:].replace("-", "_"), None)
+        text = given if given is not None else environ.get(variable) or default
+        try:
+            return parse(text) if text or given is not None else unset
+        except (ValueError, OSError) as wrong:
+            label, status = (variable, 78) if given is None else (option, 2)
+            found = "" if parse is parse_key else f" {one_line(repr(text))}" if text else " is empty"
+            raise CollectorError(f"{label}{found}: {one_line(wrong)}", status) from None
+
+    rows = {**ROWS, "secret_key": KEY_FILE} if environ.get(KEY_FILE[0]) else ROWS
+    if options.status:  # makes no request, so it needs no host and no keys
+        rows = {name: row for name, row in rows.items() if row[2] not in (parse_host, parse_key, parse_key_file)}
+    else:
+        for name in sorted({name for name in environ if name.startswith("DUO_")}.difference(VARIABLES)):
+            nearest = difflib.get_close_matches(name, VARIABLES, 1, 0)[0]
+            log.warning("%s is not a setting, and is ignored; did you mean %s?", one_line(name), nearest)
+        lacking = [row[0] for row in rows.values() if row[2] in (parse_host, parse_key) and not environ.get(row[0])]
+        if lacking:
+            said = ", ".join(f"{name} is {'empty' if name in environ else 'not set'}" for name in lacking)
+            raise CollectorError(said + looked_for, 78)
+    if not os.path.exists(bundle := environ.get("REQUESTS_CA_BUNDLE") or "/"):  # which requests reads by itself
+        raise CollectorError(f"REQUESTS_CA_BUNDLE {one_line(repr(bundle))}: write the path of certificates", 78)
+    seeds = {it: read(it.since_key, "", it.parse_since, str(SEED_MS // it.unit_ms), 0) for it in LOG_TYPES.values()}
+    settings = Settings(seeds=seeds, **{name: read(*row) for name, row in rows.items()})
+    path = settings.metrics_file
+    if path and (path == settings.checkpoint_file or os.path.isdir(path) or not os.path.isdir(os.path.dirname(path))):
+        raise CollectorError(f"DUO_METRICS_FILE {path}: write another path, of a file in a folder that exists", 78)
+    return settings
 
 
 # Signing
@@ -599,8 +588,8 @@ class Event(NamedTuple):
 
     text: str  # the beginning of a line of JSON in ASCII: more fields may follow
     identity: str  # its id or, where it has none, `#` and a hash of its content
-    time_ms: float | None  # None: missing or odd
-    placed: bool = False  # it has no time, and this is that of the event before it
+    time_ms: float
+    untimed: bool  # its time is missing or odd, and time_ms is that of the event before it
 
 
 class Page(NamedTuple):
@@ -625,7 +614,7 @@ def escape_json(error: UnicodeError) -> tuple[str, int]:
     return json.dumps(error.object[error.start : end].decode(errors="replace"))[1:-1], end
 
 
-codecs.register_error("escape_json", escape_json)
+codecs.register_error("escape_json", escape_json)  # a substitution by re takes twice the time
 
 
 def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, Any], list[Event] | None, str]:
@@ -638,7 +627,7 @@ def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, An
             events, at = [], opening.end()
             while text[at] != "]":
                 value, end = read_value(text, at)
-                events.append(read_event(log_type, text[at:end], value))
+                events.append(read_event(log_type, text[at:end], value, events[-1].time_ms if events else 0.0))
                 between = BETWEEN.match(text, end)
                 at = between.end() if between else len(text)
             text = text[: opening.end()] + text[at:]
@@ -652,7 +641,7 @@ def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, An
 ADDED = frozenset(("eventtype", "host", "child_account_id"))
 
 
-def read_event(log_type: LogType, text: str, value: Any) -> Event:
+def read_event(log_type: LogType, text: str, value: Any, before_ms: float = 0) -> Event:
     """An event from its text and its value. The text is kept, as numbers would change if they were encoded again."""
     if not isinstance(value, dict):
         value, text = {"event": value}, '{"event":' + text + "}"
@@ -660,7 +649,8 @@ def read_event(log_type: LogType, text: str, value: Any) -> Event:
         value = without_added(value)
         text = json.dumps(value)
     time_ms = event_time(log_type, value.get(log_type.time_field))
-    return Event(text[:-1] + "," if value else "{", identity_of(log_type, value), time_ms)
+    text, at_ms = text[:-1] + "," if value else "{", before_ms if time_ms is None else time_ms
+    return Event(text, identity_of(log_type, value), at_ms, untimed=time_ms is None)
 
 
 def without_added(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -698,7 +688,6 @@ def read_total(value: Any) -> int | None:
 
 
 HEADER_LOST = "a header did not reach Duo ({said}): a proxy strips it"
-OWN_APPLICATION = "needs an Admin API application of its own"
 NOT_IN_PLAN = "the account's plan does not include this log, or it is switched off: take it out of DUO_LOG_TYPES"
 MEANINGS: Mapping[str, tuple[type[Problem], str]] = {  # by Duo's code, by status, or by what refusal() makes of them
     "400": (BadRequest, "Duo does not accept the request ({said}): look at the since time, and report it"),
@@ -714,7 +703,7 @@ MEANINGS: Mapping[str, tuple[type[Problem], str]] = {  # by Duo's code, by statu
     "429": (Limited, "Duo limits requests ({said}): raise DUO_INTERVAL if that stays so"),
     "5xx": (Failed, "Duo fails ({said}): if it stays so, see status.duo.com"),
     "accounts": (Refused, "Duo lists no accounts ({said}): take host and keys from an Accounts API application"),
-    "deployment": (Refused, "Duo refuses the child ({said}): it is in another deployment, and " + OWN_APPLICATION),
+    "child": (Refused, "refused ({said}): it is in another deployment, and needs an Admin API application of its own"),
 }  # fmt: skip
 
 
@@ -727,7 +716,7 @@ def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
     said = " ".join(one_line(f"{status} {code} {words}".replace(settings.secret_key, "***")).split())
     key = code if code in MEANINGS and code.startswith(str(status)) else str(status) if status < 500 else "5xx"
     if "cross-deployment" in words.lower():
-        key = "deployment"
+        key = "child"
     elif log_type is None and status in (401, 403):
         key = "accounts"
     elif status == 401 and "bad request timestamp" in words.lower():  # whatever its code
@@ -741,9 +730,9 @@ def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
             text += "; or DUO_ACCOUNT_ID is not a child of that account, or not at this host: see --accounts"
         if log_type and log_type.successor and status in (403, 404):
             text += f"; Duo is deprecating this log in favour of {log_type.successor}"
-        return kind(text, answer)
+        return kind(text, answer=answer)
     unreadable = f"Duo's answer cannot be read ({said}): {answer.unreadable}; if it stays so, report it to Duo"
-    return Failed(unreadable if answer.unreadable else f"not an answer of Duo's ({said}); from a proxy?", answer)
+    return Failed(unreadable if answer.unreadable else f"not an answer of Duo's ({said}); from a proxy?", answer=answer)
 
 
 def clock_words(answer: Answer) -> str:
@@ -761,11 +750,10 @@ def suspect(settings: Settings, answer: Answer) -> str:
         return "the secret key looks like an integration key; are the two swapped?"
     if not re.fullmatch("DI.{18}", integration) or len(secret) != 40:
         lengths = f"the integration key has {len(integration)} characters, the secret key {len(secret)}"
-        return f"{lengths}; Duo's have 20, beginning with DI, and 40: copy them anew, without stray spaces"
-    wrong = "DUO_SECRET_KEY does not fit DUO_INTEGRATION_KEY, or DUO_API_HOST is another account's"
-    if str(answer.fields.get("code")) == "40102":
-        wrong = "DUO_INTEGRATION_KEY is not known at DUO_API_HOST; take both from one Admin API application"
-    return clock if "set it right" in clock else f"{wrong}; copy all three anew, without stray spaces"
+        return f"{lengths}; Duo's have 20, beginning with DI, and 40: copy them again, without stray spaces"
+    known = "does not match DUO_SECRET_KEY" if str(answer.fields.get("code")) != "40102" else "is not known"
+    again = f"DUO_INTEGRATION_KEY {known} at DUO_API_HOST: copy all three again, from one Admin API application"
+    return clock if "set it right" in clock else again
 
 
 # Walks
@@ -808,13 +796,9 @@ class Walk:
         found, early_ms = dict[str, Event](), self.start_ms - self.lead_s * 1000
         if not self.cursor:  # such a page starts with a whole second or ms, and with it the count
             self.occurrences.clear()
-        placed, time_ms = list[Event](), float(self.start_ms)
-        for event in events:
-            placed.append(event if event.time_ms is not None else event._replace(time_ms=time_ms, placed=True))
-            time_ms = placed[-1].time_ms or 0.0
-        for event in sorted(placed, key=lambda event: event.time_ms or 0.0):
+        for event in sorted(events, key=lambda event: event.time_ms):
             identity = event.identity
-            if early_ms <= (event.time_ms or 0.0) < self.start_ms and not event.placed:
+            if early_ms <= event.time_ms < self.start_ms and not event.untimed:
                 continue  # of the second before the window, which was asked for in addition
             if identity[0] == "#":
                 self.occurrences[identity] += 1
@@ -829,7 +813,7 @@ class Walk:
         self.fresh = {identity: event for identity, event in self.page.items() if identity not in before}
         self.pages, self.slice_pages = self.pages + 1, self.slice_pages + 1
         self.received += len(self.fresh)
-        times = [event.time_ms for event in events if event.time_ms is not None and not event.placed]
+        times = [event.time_ms for event in events if not event.untimed]
         within = [time_ms for time_ms in times if self.start_ms <= time_ms <= self.end_ms]  # others are odd, or later
         self.newest_ms = max(self.newest_ms, self.log_type.floor(max(within, default=0)))
         if self.log_type.ordered and within:
@@ -860,7 +844,7 @@ class Walk:
         """Go on without a cursor: from the last instant (s on v1, ms on v2) that a page shows, until none is later. A
         page of nothing but one instant may be cut short there, and Duo has no way to ask for the rest of that."""
         at_ms, unit_ms, events = self.at_ms, self.log_type.unit_ms, page.events if page else list(self.page.values())
-        times, count = [event.time_ms for event in events if event.time_ms is not None], len(events)
+        times, count = [event.time_ms for event in events if not event.untimed], len(events)
         latest_ms = max(times, default=0) if page else at_ms
         ends = latest_ms >= at_ms + unit_ms or (page and not page.cursor and count < self.full)
         if self.cut and self.newest_ms >= at_ms:  # there is more after that instant, so it did fill a page
@@ -1039,29 +1023,27 @@ def folder_trouble(path: str) -> str:
     return "" if may else f"no permission to read and write folder {folder}: change its owner or mode"
 
 
-@contextlib.contextmanager
-def locked(path: str) -> Iterator[None]:
-    """Lock out other runs during the block, by a file beside the one that saves replace. Raises CollectorError."""
-    beside, fd = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.lock"), -1
+def lock(path: str) -> IO[bytes]:
+    """Lock out other runs until the returned file, beside the one that saves replace, is closed. Raises
+    CollectorError."""
+    beside = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.lock")
     try:
         if trouble := folder_trouble(path):
             raise OSError(0, trouble)
         try:
-            fd = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)  # NFS locks only what can be written
+            file: IO[bytes] = open(beside, "ab+", buffering=0)  # NFS locks only what can be written
         except PermissionError:
-            fd = os.open(beside, os.O_RDONLY)  # another user ran it before
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = open(beside, "rb")  # another user ran it before
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        said = f"another run (process {one_line(os.pread(fd, 20, 0).decode(errors='replace'))}) holds checkpoint file"
-        raise CollectorError(f"{said} {path}: wait for it, or stop it", 75) from None
+        said = f"another run (process {one_line(os.pread(file.fileno(), 20, 0).decode(errors='replace'))}) holds"
+        raise CollectorError(f"{said} checkpoint file {path}: wait for it, or stop it", 75) from None
     except OSError as error:
         raise CollectorError(f"checkpoint file {path} cannot be locked there: {one_line(error)}", 78) from None
-    with contextlib.suppress(OSError), os.fdopen(fd, "w", closefd=False) as file:
-        file.truncate(file.write(str(os.getpid())))
-    try:
-        yield
-    finally:
-        os.close(fd)
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+    return file
 
 
 # Output
@@ -1185,7 +1167,7 @@ class Run:
     stderr: StderrHandler
     once: bool = False
     is_range: bool = False  # whether a range is printed, and no checkpoint moved
-    held: set[bytes] | None = None  # with --missing-from: the events that its file holds
+    in_file: set[bytes] | None = None  # with --missing-from: the events that its file has
     report_due: float = 0.0  # s, by the monotonic clock
 
 
@@ -1202,26 +1184,26 @@ class Collector:
         self.status = self.requests = self.written = self.read = 0  # of a pass; read: events, known ones included
         self.due = self.began = self.sent = 0.0  # s: next turn, this pass, last request
         self.busy = True  # whether a pass is under way, or has yet to begin
-        self.steps: Iterator[float] | None = None
         self.failing: dict[type[Failed], float] = {}  # since when there has been nothing but that
         self.walk: Walk | None = None  # once its first page is there
+        self.turns = self.passes()
 
-    def turn(self) -> None:
-        """Begin a pass, or send its next request and write what that brings; then `due` is when the next one may go."""
-        if self.steps is None:
-            self.began = self.run.edges.monotonic()
+    def passes(self) -> Iterator[float]:
+        """Pass after pass, a request at a time. Yields when the next one is due (s, by the monotonic clock)."""
+        edges = self.run.edges
+        while True:
+            self.busy, self.began, self.failing = True, edges.monotonic(), {}
             self.requests = self.written = self.read = 0
-            self.busy, self.failing, self.steps = True, {}, self.read_window()
-        try:
-            self.due = next(self.steps)
-        except StopIteration:
-            self.end_pass(0, "")
-        except GaveUp as error:
-            self.end_pass(error.status, str(error))
+            try:
+                yield from self.read_window()
+                self.end_pass(0, "")
+            except GaveUp as error:
+                self.end_pass(error.status, str(error))
+            yield math.inf if self.run.once else edges.monotonic() + self.run.settings.interval_s
 
     def read_window(self) -> Iterator[float]:
-        """One pass: read up to now less Duo's delay, and write and checkpoint page after page. Yields when its next
-        request is due (s, by the monotonic clock). Raises GaveUp and CollectorError."""
+        """One pass: read up to now less Duo's delay, and write and checkpoint page after page. Yields as passes() does.
+        Raises GaveUp and CollectorError."""
         duo, walk, opened, more = self.run.duo, self.open_walk(), 1, True
         while more:
             yield self.pace.due
@@ -1308,13 +1290,13 @@ class Collector:
         """Write what is new, in a replay all without a time too, then move the checkpoint. Raises CollectorError."""
         run, row, state, lines, times = self.run, self.log_type, self.state, list[str](), dict[str, int]()
         for identity, event in walk.fresh.items():
-            at_ms = event.time_ms or 0.0
-            if identity not in state.written and (at_ms < self.until_ms or (event.placed and run.held is None)):
+            in_range = event.time_ms < self.until_ms or (event.untimed and run.in_file is None)
+            if in_range and identity not in state.written:
                 self.read += 1
-                if run.held is None or digest(row, identity) not in run.held:
+                if run.in_file is None or digest(row, identity) not in run.in_file:
                     lines.append(event.text + self.tail)
-            odd = event.placed or not walk.start_ms <= at_ms <= walk.until_ms + 2 * row.delay_ms
-            times[identity] = walk.until_ms if odd else int(at_ms)
+            odd = event.untimed or not walk.start_ms <= event.time_ms <= walk.until_ms + 2 * row.delay_ms
+            times[identity] = walk.until_ms if odd else int(event.time_ms)
         if not more and walk.total is not None and walk.received < walk.total:
             counts = f"Duo counts {counted(walk.total, 'event')}, its pages held {walk.received:,}"
             words = f"a hole: from {iso(walk.start_ms)} to {iso(walk.until_ms)} {counts}"
@@ -1338,14 +1320,13 @@ class Collector:
 
     def end_pass(self, status: int, why: str) -> None:
         run, level = self.run, logging.ERROR if why else logging.INFO
-        now = run.edges.monotonic()
-        error = {"last_error_ms": run.duo.now_ms(), "last_error": redact(why)} if why else {}
-        self.health.update(pass_ms=int((now - self.began) * 1000), **error)
-        self.status, self.busy, self.steps, self.walk = status, False, None, None
-        self.due = math.inf if run.once else now + run.settings.interval_s
+        self.health["pass_ms"] = int((run.edges.monotonic() - self.began) * 1000)
+        if why:
+            self.health.update(last_error_ms=run.duo.now_ms(), last_error=redact(why))
+        self.status, self.busy, self.walk = status, False, None
         up_to = iso(min(self.state.since_ms, self.until_ms))
         said = f"{counted(self.written, 'event')} in {counted(self.requests, 'request')}, up to {up_to}"
-        if run.held is not None and not why:
+        if run.in_file is not None and not why:
             level, file = logging.WARNING if self.written else logging.INFO, run.settings.missing_from
             said = f"of {counted(self.read, 'event')} up to {up_to}, {self.written:,} missing from {file}"
         log.log(level, "%s: %s", self.log_type.name, said + (f"; {why}" if why else ""))
@@ -1363,13 +1344,7 @@ def run_passes(run: Run, collectors: list[Collector]) -> int:
             log.info("stopped by a signal%s", "" if run.is_range else "; all that was written is checkpointed")
             return max(GaveUp.status, *(collector.status for collector in collectors)) if run.once else 0
         if edges.monotonic() >= collector.due:
-            collector.turn()
-            if not any(other.busy for other in collectors):
-                if abs(off_s := run.duo.clock_offset_s) > CLOCK_S:
-                    off = f"{abs(off_s):.0f} s {'behind' if off_s > 0 else 'ahead of'}"
-                    log.warning("local clock is %s Duo's; collecting by Duo's, but set it right", off)
-                run.duo.session.close()  # Duo would have closed the connection by the next pass
-                run.duo.answered.clear()  # the next pass may be refused what this one was not
+            collector.due = next(collector.turns)
         report(run, collectors)
     return max(collector.status for collector in collectors)
 
@@ -1382,19 +1357,24 @@ REPORT_S = 30  # how often a long pass reports
 def report(run: Run, collectors: list[Collector]) -> None:
     """Save the health, log the progress and write the metrics: when a pass ends, and every REPORT_S of a longer one."""
     now, under_way = run.edges.monotonic(), [collector for collector in collectors if collector.walk]
+    at_end = not any(collector.busy for collector in collectors)
     if run.stderr.terminal:
         run.stderr.show([progress(collector, now) for collector in under_way])
-    at_end = all(not collector.busy for collector in collectors)
     if at_end or now >= run.report_due:
         run.report_due = now + REPORT_S
-        if any(collector.status if at_end else collector.busy and collector.requests for collector in collectors):
-            with contextlib.suppress(CollectorError), run.checkpoints.saving():  # health: no reason to stop
-                pass
+        with contextlib.suppress(CollectorError), run.checkpoints.saving():  # of the health: no reason to stop
+            pass
         for collector in [] if run.stderr.terminal else under_way:
             if now >= collector.began + REPORT_S:
                 log.info("%s", progress(collector, now))
-        if run.settings.metrics_file and (not run.is_range or (at_end and run.held is not None)):
+        if run.settings.metrics_file and (not run.is_range or (at_end and run.in_file is not None)):
             write_metrics(run, collectors)
+    if at_end:
+        if abs(off_s := run.duo.clock_offset_s) > CLOCK_S:
+            off = f"{abs(off_s):.0f} s {'behind' if off_s > 0 else 'ahead of'}"
+            log.warning("local clock is %s Duo's; collecting by Duo's, but set it right", off)
+        run.duo.session.close()  # Duo would have closed the connection by the next pass
+        run.duo.answered.clear()  # the next pass may be refused what this one was not
 
 
 def progress(collector: Collector, now: float) -> str:
@@ -1422,10 +1402,10 @@ def write_metrics(run: Run, collectors: list[Collector]) -> None:
     """Write the file for node_exporter's textfile collector. Failure is no reason to stop collecting."""
     path, account, lines, before = run.settings.metrics_file, run.settings.account, list[str](), dict[str, str]()
     try:
-        if run.held is not None and os.path.exists(path):  # a counter that goes on from the last run
+        if run.in_file is not None and os.path.exists(path):  # a counter that goes on from the last run
             with open(path, encoding="utf-8", errors="replace") as file:
                 before.update(re.findall("(.*late_events_total.*}) ([0-9]+)", file.read()))
-        for key, shown in (METRICS if run.held is None else {"late_events_total": "late"}).items():
+        for key, shown in (METRICS if run.in_file is None else {"late_events_total": "late"}).items():
             name, comma, label = key.partition(",")
             kind = f"# TYPE duo_collector_{name} {'counter' if name.endswith('_total') else 'gauge'}\n"
             lines += [kind] if kind not in lines else []
@@ -1434,7 +1414,7 @@ def write_metrics(run: Run, collectors: list[Collector]) -> None:
                 sample = f'duo_collector_{name}{{host="{account}",log_type="{it.log_type.name}"{comma}{label}}}'
                 value = value / 1000 if shown.endswith("_ms") else value + int(before.get(sample, 0))
                 lines.append(f"{sample} {value}\n")
-        if run.held is None:
+        if run.in_file is None:
             clock = "duo_collector_clock_difference_seconds"
             lines += [f"# TYPE {clock} gauge\n", f'{clock}{{host="{account}"}} {run.duo.clock_offset_s}\n']
         with replacing(path, "".join(lines)):
@@ -1478,7 +1458,7 @@ GRACE_S = 3  # what is left, after SIGTERM, for a page that is being written
 
 def check(settings: Settings, edges: Edges) -> int:
     """Ask for a little of each log type, and say what comes of it; return the worst exit status."""
-    output, duo, problems, said = Output(), Duo(settings, edges), dict[LogType, Any](), {"ok"}
+    output, duo, problems, words = Output(), Duo(settings, edges), dict[LogType, Any](), ""
     Checkpoints(settings.checkpoint_file, settings)
     for row in settings.log_types:
         until_ms = duo.now_ms() - row.delay_ms
@@ -1490,9 +1470,8 @@ def check(settings: Settings, edges: Edges) -> int:
     for row in settings.log_types:
         if isinstance(problems.get(row), Refused):  # which is clearer once Duo has answered for the other log types
             problems[row] = refusal(duo, problems[row].answer, row)
-        words = redact(str(problems.get(row, "ok")))
-        output.write([f"{row.name}: {'the same' if words in said and row in problems else words}\n"])
-        said.add(words)
+        before, words = words, redact(str(problems.get(row, "ok")))
+        output.write([f"{row.name}: {'the same' if before == words != 'ok' else words}\n"])
     trouble = folder_trouble(settings.checkpoint_file)
     output.write([f"checkpoint file {settings.checkpoint_file}: {trouble}\n"] if trouble else [])
     return max([78 if trouble else 0, *(int(problem.status) for problem in problems.values())])
@@ -1513,7 +1492,7 @@ def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler,
     """Collect, in one pass or in passes without end; return the exit status. Raises CollectorError."""
     is_range, path = bool(settings.until or settings.missing_from), settings.checkpoint_file
     output = Output(interrupted=is_range or os.path.exists(f"{path}.new"))
-    with contextlib.nullcontext() if is_range else locked(path):  # a range leaves the file to a service
+    with contextlib.nullcontext() if is_range else lock(path):  # a range leaves the file to a service
         checkpoints = Checkpoints("" if is_range else path, settings)
         if stop:
             stop_on_signals(stop, checkpoints.writing, GaveUp.status if once or is_range else 0)
@@ -1526,7 +1505,7 @@ def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler,
             service = Checkpoints(path, settings)  # read before FILE is: what is older is in FILE by then
             for it in collectors if service.document else ():
                 it.until_ms = service.states[it.log_type].start_ms  # where the next pass of the service starts
-            run.held = read_written(settings)
+            run.in_file = read_written(settings)
         if settings.since:
             start_at(run, collectors, settings.since, settings.until)
         return run_passes(run, collectors)
@@ -1661,7 +1640,7 @@ def main(arguments: list[str] | None = None, edges: Edges | None = None) -> int:
         log.setLevel(logging.INFO)
         options = parse_options(arguments)
         log.setLevel(logging.DEBUG if options.verbose else logging.WARNING if options.quiet else logging.INFO)
-        path = options.env_file or os.path.join(os.path.dirname(os.path.abspath(__file__)), ".env")
+        path = options.env_file or f"{BESIDE}/.env"
         there = "" if load_env_file(path, options.env_file is not None) else ", which does not exist: copy .env.example"
         settings = load_settings(options, os.environ, f" in the environment or in {path}{there}")
         if options.status:

@@ -304,7 +304,7 @@ def test_a_replay_prints_what_has_no_time_wherever_it_stands_on_the_page(duo, co
 
 def test_a_known_difference_of_clocks_stays_while_answers_fit_it(duo):
     """Local clocks 0.7 s ahead of Duo's, and equal to it; an answer each 0.75 s, with Duo's time in whole seconds."""
-    settings = duo_collector.Settings((), "", {}, base_url=duo.settings["DUO_API_HOST"])
+    settings = duo_collector.Settings(base_url=duo.settings["DUO_API_HOST"])
     for ahead_ms in 700, 0:
         api = duo_collector.Duo(settings, duo_collector.Edges(time.time, time.monotonic, time.sleep, requests.Session))
         for number in range(20):

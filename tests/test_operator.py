@@ -496,7 +496,7 @@ CODES = {  # Duo's message, the exit status, what to do about it
     40003: ("Duplicate resource", 75, "look at the since time"),
     40101: ("Missing request credentials", 77, "a proxy strips it"),
     40102: ("Invalid integration key in request credentials", 77, "DUO_INTEGRATION_KEY is not known at DUO_API_HOST"),
-    40103: ("Invalid signature in request credentials", 77, "DUO_SECRET_KEY does not fit DUO_INTEGRATION_KEY"),
+    40103: ("Invalid signature in request credentials", 77, "DUO_INTEGRATION_KEY does not match DUO_SECRET_KEY"),
     40104: ("Missing request timestamp", 77, "a proxy strips it"),
     40105: ("Bad request timestamp", 77, "the local clock is within 1 s of Duo's, so the fault is Duo's"),
     40112: ("Signature type is not supported", 77, "are the keys those of an Admin API application"),
@@ -533,7 +533,7 @@ SUSPECTS = {
     "a long secret key": (None, SECRET + "f", "the integration key has 20 characters, the secret key 41; Duo's have 20"),
     "swapped keys": (SECRET, "DIXXXXXXXXXXXXXXXXXX", "swapped"),
     "an unknown integration key": ("DIYYYYYYYYYYYYYYYYYY", SECRET, "DUO_INTEGRATION_KEY is not known at DUO_API_HOST"),
-    "another's secret key": (None, OTHER, "DUO_SECRET_KEY does not fit DUO_INTEGRATION_KEY, or DUO_API_HOST is"),
+    "another's secret key": (None, OTHER, "DUO_INTEGRATION_KEY does not match DUO_SECRET_KEY at DUO_API_HOST"),
 }
 
 

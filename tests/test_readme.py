@@ -21,7 +21,7 @@ ENV_EXAMPLE = (ROOT / ".env.example").read_text(encoding="ascii")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
 COMMANDS = [text.strip() for language, text in BLOCKS if language == "sh"]
 OUTPUTS = dict(re.findall(r"^```sh\n(.+)\n```\n\n```\n((?:(?!```).*\n)+)```$", README, re.M))
-VARIABLES = {*duo_collector.REQUIRED, *duo_collector.PATHS, *duo_collector.OTHERS}
+VARIABLES = set(duo_collector.VARIABLES)
 SETTINGS = {*VARIABLES, *(row.since_key for row in duo_collector.LOG_TYPES.values())}
 LOG_TYPES = duo_collector.DEFAULT_LOG_TYPES.split(",")
 HOUR_MS = 3_600_000

@@ -22,7 +22,7 @@ SESSION = requests.Session()
 
 def signature(base_url, date=DATE):
     """What signs a request of these keys, as requests calls it."""
-    ours = Settings((), "", {}, base_url=base_url, integration_key=IKEY, secret_key=SKEY)
+    ours = Settings(base_url=base_url, integration_key=IKEY, secret_key=SKEY)
     return lambda request: sign(request, ours, date)
 
 

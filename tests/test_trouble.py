@@ -103,7 +103,7 @@ def process_once_with(duo, collector, answer):
     asked = len(duo.requests)
     duo.inject("authentication", answer)
     settings = duo_collector.Settings(
-        (), "", {}, base_url=duo.url, integration_key=duo.ikey, secret_key=duo.skey
+        base_url=duo.url, integration_key=duo.ikey, secret_key=duo.skey
     )
     client = duo_collector.Duo(settings, duo_collector.Edges(time.time, time.monotonic, time.sleep, duo_collector.open_session))
     log_type = duo_collector.LOG_TYPES["authentication"]
@@ -326,7 +326,7 @@ def failing_pass(problem, per_minute=50):
     clock, times = [0.0], []
     log_type = duo_collector.LOG_TYPES["telephony"]
     settings = duo_collector.Settings(
-        (log_type,), "", {log_type: duo_collector.SEED_MS}, base_url="https://127.0.0.1",
+        log_types=(log_type,), seeds={log_type: duo_collector.SEED_MS}, base_url="https://127.0.0.1",
         requests_per_minute=per_minute,
     )  # fmt: skip
     edges = duo_collector.Edges(lambda: 1.8e9 + clock[0], lambda: clock[0], pytest.fail, duo_collector.open_session)
@@ -341,13 +341,13 @@ def failing_pass(problem, per_minute=50):
     collector = duo_collector.Collector(run, log_type)
     while collector.busy:
         clock[0] = max(clock[0], collector.due)
-        collector.turn()
+        collector.due = next(collector.turns)
     assert (clock[0], len(times)) == (times[-1], collector.requests)
     return times, collector
 
 
 def test_patience_with_429_lasts_five_minutes():
-    """In simulated time: what waits is the caller of turn(), so no clock of the machine is involved."""
+    """In simulated time: what waits is the caller of passes(), so no clock of the machine is involved."""
     times, collector = failing_pass(duo_collector.Limited("429"))
     assert times[-1] == 300
     assert 5 <= len(times) <= 10
