@@ -16,9 +16,9 @@ name), each from its own checkpoint, and writes every event as a line of JSON to
 
 The guarantee: every event that Duo publishes is written at least once, and twice only where the process ended between
 writing a page and saving its checkpoint. A page is therefore written and flushed first, and then its checkpoint saved.
-Some events are published late: each pass reads the minutes before the checkpoint again (DUO_LOOKBACK), drops what was
-written before, and starts no later than at the newest event known, so that nothing is lost when Duo's log pipeline
-stalls for hours. Individual events that arrive even later are found by --missing-from.
+Some events are published late: each pass reads the five minutes before the checkpoint again (DUO_LOOKBACK), drops what
+was written before, and starts no later than at the newest event known, so that nothing is lost when Duo's log pipeline
+stalls for hours. Individual events that are published more than seven minutes late are found by --missing-from.
 
 The file reads in the order in which data flows: log types, settings, signing, requests, pages, walks, checkpoints,
 output, pace, passes, reports, the command line. Names in _ms are in milliseconds (of a time: since 1970), in _s in s.
@@ -841,18 +841,21 @@ class Walk:
         return self.reached_ms > self.start_ms or self.page.keys() <= self.known.keys()
 
     def step_by_time(self, page: Page | None) -> bool:
-        """Go on without a cursor: from the last instant (s on v1, ms on v2) that a page shows, until none is later. A
-        page of nothing but one instant may be cut short there, and Duo has no way to ask for the rest of that."""
+        """Go on without a cursor, from the last instant (s on v1, ms on v2) of a page. A page that shows nothing later
+        and is not full ends the walk. A full page of one instant may be cut short, and Duo has no way to ask for the
+        rest of that instant: go on after it."""
         at_ms, unit_ms, events = self.at_ms, self.log_type.unit_ms, page.events if page else list(self.page.values())
         times, count = [event.time_ms for event in events if not event.untimed], len(events)
         latest_ms = max(times, default=0) if page else at_ms
-        ends = latest_ms >= at_ms + unit_ms or (page and not page.cursor and count < self.full)
+        beyond_window = latest_ms >= at_ms + unit_ms  # or it would be reached
+        not_full = page and not page.cursor and count < self.full
+        ignores_mintime = (self.log_type.cursor or times) and latest_ms < at_ms - self.lead_s * 1000
         if self.cut and self.newest_ms >= at_ms:  # there is more after that instant, so it did fill a page
             self.found_hole(at_ms - unit_ms, at_ms - unit_ms, self.cut)
         self.cut = ""
         if self.reached_ms > at_ms:
             self.at_ms = self.reached_ms
-        elif ends or ((self.log_type.cursor or times) and latest_ms < at_ms - self.lead_s * 1000):  # it ignores mintime
+        elif beyond_window or not_full or ignores_mintime:
             return False
         elif self.lead_s and any(at_ms - unit_ms <= time_ms < at_ms for time_ms in times):
             self.lead_s = 0  # so mintime does include its own second, and the one before takes up room on the page
