@@ -335,6 +335,7 @@ class Stream:
         self.torn = False  # the tail is what a process left that ended in the middle of a write
         self.size = self.synced = os.fstat(self.fd).st_size
         self.unsynced: List[Tuple[int, Entry]] = []  # where the lines end that a power failure may take
+        self.orphans: set = set()  # of these, ids of what no checkpoint will cover: its process ended before that
 
     def write(self, data: Any, process: Process) -> int:
         os.write(self.fd, data)
@@ -356,6 +357,7 @@ class Stream:
     def sync(self) -> None:
         self.synced = self.size
         self.unsynced.clear()
+        self.orphans.clear()
 
     def process_ended(self, in_doubt: bool) -> None:
         self.torn, self.doubted = bool(self.tail), self.doubted or in_doubt
@@ -363,6 +365,7 @@ class Stream:
     def power_fails(self, draw: random.Random, unsaved: set) -> None:
         """Lose what was not synced, or the last part of it."""
         size = draw.choice((self.synced, self.size, draw.randint(self.synced, self.size)))
+        unsaved = unsaved | self.orphans
         for end, entry in self.unsynced:
             entry.written -= end > size
             if end > size and id(entry) not in unsaved:
@@ -372,6 +375,7 @@ class Stream:
         self.tail, self.size, self.synced = data[data.rfind(b"\n") + 1 :], size, size
         self.torn = bool(self.tail)
         self.unsynced.clear()
+        self.orphans.clear()
 
     def close(self) -> None:
         os.close(self.fd)
@@ -1017,6 +1021,8 @@ class World:
         if process.kind == "service":
             for entry in process.unsaved:
                 entry.allowed += 1
+        for stream in self.streams.values():
+            stream.orphans.update(map(id, process.unsaved))
         process.unsaved = []
 
     def saved(self) -> None:
@@ -1187,6 +1193,7 @@ class Operator:
             os.truncate(stream.path, 0)
             stream.size = stream.synced = 0
             stream.unsynced.clear()
+            stream.orphans.clear()
         else:
             os.replace(stream.path, rotated)
             stream.path = rotated
