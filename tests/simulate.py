@@ -1462,7 +1462,7 @@ def main() -> int:
     def line(world: World, verdict: str = "all held") -> None:
         what = ", ".join(f"{name} {count}" for name, count in (world.happened - year[1]).most_common())
         print(f"seed {seed}, year {year[0] + 1}: {world.ledger.published - year[2]:,} events, {world.passes - year[3]:,} passes, "
-              f"{time.monotonic() - began:.0f} s; {what}; {verdict}", flush=True)  # fmt: skip
+              f"{time.monotonic() - began:.0f} s; {what}; {verdict}", file=sys.__stdout__, flush=True)  # fmt: skip
         year[:] = [year[0] + 1, world.happened.copy(), world.ledger.published, world.passes]
 
     verdict = simulate(options.module, seed, days, without, options.often, options.verbose, line)
