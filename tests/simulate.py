@@ -15,6 +15,7 @@ import builtins
 import collections
 import contextlib
 import errno
+import gc
 import heapq
 import importlib.util
 import json
@@ -88,6 +89,9 @@ class Entry:
         self.count = 1  # in Duo
         self.written = 0
         self.allowed = 1  # times that it may be written
+
+    def __str__(self) -> str:
+        return f"{self.log_type}: the event of {stamp(self.time)}, shown at {stamp(self.shown)},"
 
     def __lt__(self, other: "Entry") -> bool:
         return self.time < other.time
@@ -229,11 +233,10 @@ class Ledger:
     def counted(self, entry: Entry, process: "Process", line: bytes) -> None:
         entry.written += 1
         self.newest[entry.log_type] = max(self.newest[entry.log_type], entry.time)
-        where = f"{entry.log_type}: the event of {stamp(entry.time)}, shown at {stamp(entry.shown)},"
         if entry.written > entry.allowed:
-            raise Failure(f"{where} was written {entry.written} times; {entry.allowed} may be ({process.kind}): {line[:200]!r}")
+            raise Failure(f"{entry} was written {entry.written} times; {entry.allowed} may be ({process.kind}): {line[:200]!r}")
         if process.kind == "service" and entry.time < self.floor[entry.log_type] - LOG_TYPES[entry.log_type].unit_ms / 1000:
-            raise Failure(f"{where} was written, though it is older than --since {stamp(self.floor[entry.log_type])}")
+            raise Failure(f"{entry} was written, though it is older than --since {stamp(self.floor[entry.log_type])}")
 
     def checkpoint(self, name: str, at: float) -> None:
         """The checkpoint file says `at`: what an ordinary pass has to write by then is written."""
@@ -243,9 +246,7 @@ class Ledger:
             if entry.written < entry.count and entry.time >= max(self.floor[name], oldest):
                 if self.out_of_reach(name, entry.time):
                     continue
-                raise Failure(
-                    f"{name}: the checkpoint is {stamp(at)}, but the event of {stamp(entry.time)}, shown at "
-                    f"{stamp(entry.shown)}, was written {entry.written} times of {entry.count}")  # fmt: skip
+                raise Failure(f"{entry} was written {entry.written} times of {entry.count}, and the checkpoint is {stamp(at)}")
         for crowd in [c for c in self.crowds_due if c[0] == name and c[1] < at - 10]:
             self.crowds_due.remove(crowd)
             if not self.crowds[crowd] and crowd[1] > self.floor[name]:
@@ -303,6 +304,7 @@ class Ledger:
             store.publish(int(self.world.time * 1000))
             del store.rows[: bisect_left(store.rows, (old * 1e6,))]
         self.crowds_due = [crowd for crowd in self.crowds_due if crowd[1] >= old]
+        gc.collect()
 
 
 # The machine: processes, files, clocks
@@ -482,7 +484,9 @@ class Disk(types.SimpleNamespace):
     def _replace(self, source: str, target: str) -> None:
         self.strike()
         durable = os.stat(source).st_ino in self.durable
-        before = Path(target).read_bytes() if os.path.exists(target) else None
+        before = None
+        with contextlib.suppress(FileNotFoundError), builtins.open(target, "rb") as file:
+            before = file.read()
         os.replace(source, target)
         self.durable.clear()
         world, recent = self.world, self.renamed.get(target, [])
@@ -777,7 +781,7 @@ DISTURBANCES: Dict[str, Disturbance] = {
     "odd_folder": Disturbance(4, (2, 48), True, disk(odd_folder=[errno.EINVAL])),
     "closed_folder": Disturbance(2, (1, 10), False, disk(odd_folder=[errno.EACCES])),
     "unreadable_output": Disturbance(3, (24, 300), True, disk(unreadable=[True])),
-    "rotation": Disturbance(52, (0, 0), True, of_operator("rotate")),
+    "rotation": Disturbance(250, (0, 0), True, of_operator("rotate")),
     # The operator
     "reconfigure": Disturbance(12, (0, 0), False, of_operator("reconfigure")),
     "since_back": Disturbance(4, (0, 0), False, of_operator("since_back")),
@@ -785,7 +789,7 @@ DISTURBANCES: Dict[str, Disturbance] = {
     "lost_checkpoint": Disturbance(3, (0, 0), False, of_operator("lose_checkpoint")),
     "restored_checkpoint": Disturbance(4, (0, 0), False, of_operator("restore_checkpoint")),
     "replay": Disturbance(12, (0, 0), True, of_operator("replay")),
-    "missing_from": Disturbance(360, (0, 0), True, of_operator("missing_from")),
+    "missing_from": Disturbance(120, (0, 0), True, of_operator("missing_from")),
     "wrong_key": Disturbance(4, (0.2, 20), False, of_operator("wrong_key")),
     "fractional_lookback": Disturbance(2, (24, 200), True, of_operator("fractional_lookback")),
     "another_tenant": Disturbance(3, (0, 0), False, of_operator("another_tenant")),
@@ -796,9 +800,9 @@ class World:
     """The clock that all go by, the timeline of what happens, and what has to hold."""
 
     def __init__(self, module: Any, seed: int, folder: Path, days: float, without: Tuple[str, ...], often: float,
-                 verbose: bool) -> None:  # fmt: skip
+                 verbose: bool, interval: Optional[float]) -> None:  # fmt: skip
         self.module, self.seed, self.folder = module, seed, folder
-        self.without, self.often, self.verbose = without, often, verbose
+        self.without, self.often, self.verbose, self.interval = without, often, verbose, interval
         self.draw, self.latency = random.Random(f"{seed} world"), random.Random(f"{seed} latency")
         self.time, self.end = float(START), START + days * DAY
         self.wall_offset = self.drift = self.drift_since = self.suspended = 0.0
@@ -878,12 +882,13 @@ class World:
         days = int((self.end - START) / DAY) + 1
         for name, row in DISTURBANCES.items():
             draw, when = random.Random(f"{self.seed} {name}"), float(START)
+            haste = random.Random(f"{self.seed} haste {name}")
             if not self.has(name):
                 continue
             if name == "habits":
                 habits(self, draw)
             while row.per_year:
-                often = 1 if name == "missing_from" else self.often  # once a day it is
+                often = min(3, self.often) if name == "missing_from" else self.often  # at most once a day
                 when += draw.expovariate(row.per_year * often / (365 * DAY))
                 if when > self.end:
                     break
@@ -893,6 +898,11 @@ class World:
                 if name == "pipeline_stall":
                     self.draw_stall(when, when + hours * HOUR, draw)
                 self.at(when, name, lambda n=name, h=hours, s=seed: self.happen(n, h, random.Random(s)))
+                if not self.interval and name not in ("missing_from", "rotation") and haste.random() < 0.08:
+                    begin, end = when - haste.uniform(0, 5) * HOUR, when + (min(hours, 12) + haste.uniform(0, 8)) * HOUR
+                    interval = haste.choice((120.0, 300.0, 300.0, 300.0, 300.0))
+                    self.at(begin, "haste", lambda i=interval: self.operator.hurry(i))
+                    self.at(end, "haste is over", lambda i=interval: self.operator.slow_down(i))
         for stall in self.stalls:
             self.at(stall.end, "stall ends", lambda stall=stall: self.ledger.stall_ends(stall))
         for day in range(days):
@@ -1096,11 +1106,15 @@ class World:
         trouble = [name for name, count in self.active.items() if count and not DISTURBANCES[name].calm]
         if trouble:
             self.calm_since = self.time
-        if self.time - self.calm_since < CALM_S:
+        operator = self.operator
+        if self.time - self.calm_since < CALM_S + operator.interval:
             return
-        for name in self.operator.log_types:
+        interval = operator.interval
+        if self.time < operator.changed + 15 * MINUTE:  # the first pass since then may not be over
+            interval = max(interval, operator.former)
+        for name in operator.log_types:
             behind = self.time - self.checkpoints.get(name, 0)
-            if behind > self.operator.interval + 20 * MINUTE:
+            if behind > interval + 20 * MINUTE:
                 raise Failure(f"{name} does not get on: calm since {stamp(self.calm_since)}, {behind:.0f} s behind")
 
 
@@ -1129,7 +1143,11 @@ class Operator:
     def __init__(self, world: World) -> None:
         self.world, self.ledger = world, world.ledger
         self.todo: List[Callable[[], Any]] = []
-        self.log_types, self.once, self.interval = BUSY, False, 300.0
+        self.log_types, self.once = BUSY, False
+        self.settled = world.interval or self.draw_interval(world.draw)
+        self.haste: List[float] = []  # shorter intervals that are wanted for a time
+        self.interval = self.former = self.settled  # of the running service, and before it was changed
+        self.changed = 0.0
         self.lookback: Any = world.lookback
         self.secret_key = world.duo.skey
         self.off_s = 0.0  # that the service is left alone after the next kill
@@ -1186,12 +1204,12 @@ class Operator:
         world, stream = self.world, self.world.output
         if stream.tail or self.is_busy or stream.path in self.rotated:
             return
-        for path in [path for path, at in self.rotated.items() if at < world.time - 4 * DAY]:
+        for path in [path for path, at in self.rotated.items() if at < world.time - 3 * DAY]:
             path.unlink()
             del self.rotated[path]
         rotated = world.folder / f"output.jsonl.{world.happened['rotation']}"
         self.rotated[rotated] = world.time
-        if draw.random() < 0.5:  # copytruncate
+        if draw.random() < 0.75:  # copytruncate
             shutil.copyfile(stream.path, rotated)
             os.truncate(stream.path, 0)
             stream.size = stream.synced = 0
@@ -1218,13 +1236,13 @@ class Operator:
         for name in self.log_types:
             for time_s, key in self.ledger.by_time[name]:
                 entry = self.ledger.entries[key]
-                count, what = got.pop(key, 0), f"replay from {stamp(since)} to {stamp(until)}: {name} of {stamp(time_s)}"
+                count = got.pop(key, 0)
                 if count < entry.count and entry.shown < now and since + 1 < time_s < until - 1 and \
                         not self.ledger.out_of_reach(name, time_s):
-                    raise Failure(f"{what} was printed {count} times of {entry.count}")
+                    raise Failure(f"replay from {stamp(since)} to {stamp(until)}: {entry} was printed {count} times of {entry.count}")
                 within = since - 1 <= time_s <= until + 1 or (entry.odd and LOG_TYPES[name].cursor is None)
                 if count > (entry.count if within and entry.shown <= world.time else 0):
-                    raise Failure(f"{what}, shown at {stamp(entry.shown)}, was printed {count} times")
+                    raise Failure(f"replay from {stamp(since)} to {stamp(until)}: {entry} was printed {count} times")
         if got:
             raise Failure(f"replay: lines that Duo did not publish: {list(got)[:3]}")
 
@@ -1235,10 +1253,11 @@ class Operator:
             return
         if world.disk.unreadable:  # nor can this job read it
             return
-        since, file = int(now - 48 * HOUR), str(world.output.path)
-        if self.rotated:
+        since, file = int(now - draw.choice((10, 26, 48)) * HOUR), str(world.output.path)
+        rotated = [path for path, at in self.rotated.items() if at > since]  # or all in it happened before that
+        if rotated:
             together = world.folder / "together.jsonl"
-            together.write_bytes(b"".join(path.read_bytes() for path in {**self.rotated, world.output.path: 0}))
+            together.write_bytes(b"".join(path.read_bytes() for path in (*rotated, world.output.path)))
             world.disk.stdin, file = str(together), "-"
         process = world.run("missing", self.environ, "--since", stamp(since), "--missing-from", file,
                             stdout=Stdout(world.output.fd))  # fmt: skip
@@ -1246,7 +1265,9 @@ class Operator:
             return
         for name in self.log_types:
             end = min(self.ledger.newest[name], world.checkpoints.get(name, 0) - world.lookback) - 2
-            for time_s, key in self.ledger.by_time[name][-20_000:]:
+            for time_s, key in reversed(self.ledger.by_time[name]):
+                if time_s < since - DAY:  # which is in order but for what goes on beyond midnight
+                    break
                 entry = self.ledger.entries[key]
                 if since < time_s < end and entry.shown < now and entry.written < entry.count and \
                         not self.ledger.out_of_reach(name, time_s):
@@ -1256,12 +1277,38 @@ class Operator:
 
     def reconfigure(self, draw: random.Random) -> None:
         def act() -> None:
-            self.log_types = BUSY + tuple(draw.sample(OTHERS, k=draw.randrange(len(OTHERS) + 1)))
+            self.log_types = BUSY + tuple(draw.sample(OTHERS, k=draw.choice((0, 0, 1, 2, 3))))
             self.once = draw.random() < 0.3
-            self.interval = draw.choice((900.0, 3600.0)) if self.once else draw.choice((300.0, 300.0, 600.0))
+            self.settled = self.world.interval or self.draw_interval(draw)
+            self.set_interval()
             self.kill_soon(draw)
 
         self.between_runs(act)
+
+    def draw_interval(self, draw: random.Random) -> float:
+        """Long ones, since a simulated year takes as long as its passes."""
+        return draw.choice((1800.0, 3600.0, 3600.0, 3600.0, 3600.0))
+
+    def hurry(self, interval: float) -> None:
+        """Have it run more often for a time, so that each disturbance comes at the default interval, too."""
+        self.haste.append(interval)
+        self.restart_at_interval()
+
+    def slow_down(self, interval: float) -> None:
+        self.haste.remove(interval)
+        self.restart_at_interval()
+
+    @property
+    def wanted_interval(self) -> float:
+        return min([self.settled, *self.haste])
+
+    def restart_at_interval(self) -> None:
+        if self.wanted_interval != self.interval:
+            self.between_runs(self.set_interval)
+
+    def set_interval(self) -> None:
+        if self.wanted_interval != self.interval:
+            self.former, self.interval, self.changed = self.interval, self.wanted_interval, self.world.time
 
     def kill_soon(self, draw: random.Random) -> None:
         """The first pass over half a year is the one that is most worth being killed."""
@@ -1382,15 +1429,15 @@ class Verdict(NamedTuple):
     world: World
 
 
-def simulate(path: Path, seed: int, days: float, without: Tuple[str, ...] = (), often: float = 1, verbose: bool = False,
-             yearly: Any = None) -> Verdict:  # fmt: skip
+def simulate(path: Path, seed: int, days: float, without: Tuple[str, ...] = (), often: float = 1,
+             interval: Optional[float] = None, verbose: bool = False, yearly: Any = None) -> Verdict:  # fmt: skip
     """One life. `yearly` is called with the world at the end of each year."""
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="simulate.", dir=shm if os.access(shm, os.W_OK) else None) as folder:
         for name in (None, "duo_collector"):  # of the life before
             logging.getLogger(name).handlers.clear()
         module = load(path)
-        world = World(module, seed, Path(folder), days, without, often, verbose)
+        world = World(module, seed, Path(folder), days, without, often, verbose, interval)
         world.knows_missing_from = "--missing-from" in path.read_text()
         for year in range(1, int(days / 365) + 1):
             if yearly:
@@ -1410,9 +1457,9 @@ def days_of(text: str) -> float:
     return float(text[:-1] if text.endswith("d") else text)
 
 
-def shrink(path: Path, seed: int, days: float, without: Tuple[str, ...], often: float) -> None:
+def shrink(path: Path, seed: int, days: float, without: Tuple[str, ...], often: float, interval: Optional[float]) -> None:
     """Say which disturbances a failure needs: leave out one after the other, for good where it fails all the same."""
-    first = simulate(path, seed, days, without, often)
+    first = simulate(path, seed, days, without, often, interval)
     if not first.failure:
         print(f"seed {seed} does not fail within {days:g} days")
         return
@@ -1420,18 +1467,19 @@ def shrink(path: Path, seed: int, days: float, without: Tuple[str, ...], often: 
     for name in DISTURBANCES:
         if name in without:
             continue
-        verdict = simulate(path, seed, days, (*gone, name), often)
+        verdict = simulate(path, seed, days, (*gone, name), often, interval)
         (gone if verdict.failure else needed).append(name)
         print(f"  without {name}: {'fails all the same' if verdict.failure else 'holds, so it is needed'}", flush=True)
-    last = simulate(path, seed, days, tuple(gone), often)
+    last = simulate(path, seed, days, tuple(gone), often, interval)
     print(f"seed {seed} fails with {', '.join(needed) or 'none of them'} alone, on day {last.day:.1f}: {last.failure}")
-    print(f"replay: {command(path, seed, last.day, tuple(gone), often)} --verbose")
+    print(f"replay: {command(path, seed, last.day, tuple(gone), often, interval)} --verbose")
 
 
-def command(path: Path, seed: int, day: float, without: Tuple[str, ...], often: float) -> str:
+def command(path: Path, seed: int, day: float, without: Tuple[str, ...], often: float, interval: Optional[float]) -> str:
     """What to type to see the same again."""
     more = ["--without", ",".join(without)] if without else []
     more += ["--often", f"{often:g}"] if often != 1 else []
+    more += ["--interval", f"{interval:g}"] if interval else []
     more += ["--module", str(path)] if path != SCRIPT else []
     return " ".join(["tests/simulate", "--seed", str(seed), "--until", f"{day + 0.01:.2f}d", *more])
 
@@ -1444,6 +1492,7 @@ def main() -> int:
     parser.add_argument("--until", type=days_of, metavar="DAYS", help="end there, as 118d, in place of --years")
     parser.add_argument("--often", type=float, default=1, metavar="TIMES",
                         help="every disturbance so many times as often (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--interval", type=float, metavar="SECONDS", help="always this DUO_INTERVAL (default: drawn)")
     parser.add_argument("--without", default="", metavar="NAME,...", help="leave these disturbances out")
     parser.add_argument("--shrink", action="store_true", help="find out which disturbances a failing seed needs")
     parser.add_argument("--module", type=Path, default=SCRIPT, metavar="PATH", help="another duo_collector.py")
@@ -1455,8 +1504,9 @@ def main() -> int:
         parser.error(f"no such disturbance: {', '.join(set(without) - set(DISTURBANCES))}")
     days = options.until or options.years * 365
     if options.shrink:
-        shrink(options.module, seed, days, without, options.often)
+        shrink(options.module, seed, days, without, options.often, options.interval)
         return 0
+    gc.disable()  # hundreds of thousands of events that stay; forget() collects what cycles there are
     began, year = time.monotonic(), [0, collections.Counter(), 0, 0]
 
     def line(world: World, verdict: str = "all held") -> None:
@@ -1465,14 +1515,14 @@ def main() -> int:
               f"{time.monotonic() - began:.0f} s; {what}; {verdict}", file=sys.__stdout__, flush=True)  # fmt: skip
         year[:] = [year[0] + 1, world.happened.copy(), world.ledger.published, world.passes]
 
-    verdict = simulate(options.module, seed, days, without, options.often, options.verbose, line)
+    verdict = simulate(options.module, seed, days, without, options.often, options.interval, options.verbose, line)
     if verdict.failure or days % 365:
         line(verdict.world, "FAILED" if verdict.failure else "all held")
     if verdict.failure:
         print(f"seed {seed}, day {verdict.day:.3f}: {verdict.failure}")
         for said in list(verdict.world.stack[-1].lines if verdict.world.stack else [])[-8:]:
             print("    " + said)
-        again = command(options.module, seed, verdict.day, without, options.often)
+        again = command(options.module, seed, verdict.day, without, options.often, options.interval)
         print(f"replay: {again} --verbose\nshrink: {again} --shrink")
     return 1 if verdict.failure else 0
 
