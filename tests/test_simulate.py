@@ -80,6 +80,14 @@ def test_the_nth_page_without_metadata_or_without_a_cursor(fault, kept, duo):
     assert pages[0] == pages[2]
 
 
+def test_metadata_in_an_event_of_a_v1_log_are_not_those_of_the_page(duo):
+    event = {"timestamp": duo.now_ms() // 1000 - 600, "metadata": {"next_offset": "none"}, "response": []}
+    duo.add("administrator", event)
+    duo.inject("administrator", "no_metadata", "no_cursor")
+    for _ in range(2):
+        assert ask(duo, "administrator", mintime=event["timestamp"] - 1)[2]["response"] == [event]
+
+
 def test_a_cursor_that_is_refused_after_some_pages_of_a_walk(duo):
     duo.rules.cursor_pages = 2
     duo.add("trust_monitor", make_events("trust_monitor", 30, duo.now_ms() - HOUR, duo.now_ms() - 5 * MINUTE))
