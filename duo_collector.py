@@ -260,11 +260,11 @@ def parse_interval(text: str) -> float:
 def parse_when(option: str, text: str) -> When:
     """Read --since or --until: ISO 8601, UTC unless it says otherwise; an age; now."""
     iso_ms, is_age = parse_iso(text), re.fullmatch(AGE, text)
-    if not (iso_ms or is_age or text == "now") or (iso_ms or 0) > 4_102_444_800_000:  # the year 2100
+    if (iso_ms is None and not is_age and text != "now") or (iso_ms or 0) > 4_102_444_800_000:  # the year 2100
         raise ValueError("write a time as 2026-11-01 or 2026-11-01T08:00Z, an age as 90m, 24h or 7d, or now")
 
     def when(now_ms: int) -> int:
-        when_ms = int(iso_ms or now_ms - (parse_age(text) if is_age else 0))
+        when_ms = now_ms - (parse_age(text) if is_age else 0) if iso_ms is None else int(iso_ms)
         if when_ms > now_ms:
             raise CollectorError(f"{option}: {text} is {duration(when_ms - now_ms)} ahead of now", 2)
         return max(when_ms, 10**12)  # 2001, before Duo was; an earlier time has too few digits for the file

@@ -341,6 +341,8 @@ def new_york(monkeypatch):
         ("2026-11-01T08:00:30.250Z", utc_ms(2026, 11, 1, 8, 0, 30) + 250),
         ("2026-11-01T08:00:00+02:00", utc_ms(2026, 11, 1, 6)),
         ("2027-01-15T08:00:00Z", NOW_MS),
+        ("1970-01-01", 10**12),  # before Duo was, so as early as the checkpoint file can say
+        ("1969-12-31", 10**12),
     ],
 )
 def test_since_takes_a_time_or_an_age(text, at_ms, new_york):
