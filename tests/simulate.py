@@ -148,7 +148,7 @@ class Ledger:
             size = draw.choice((400, 700, 950, 1300))
             times += [at] * size + [at + draw.random() * 120 for _ in range(draw.choice((0, 20, 400)))]
         stalls = [stall for stall in self.world.stalls if name in stall.log_types]
-        on_time = []
+        on_time, at_once = [], collections.Counter()
         for time_s in sorted(times):
             time_s = float(int(time_s)) if v1 else int(time_s * 1000) / 1000
             shown, hours_late = time_s + HIDDEN_S, False
@@ -166,6 +166,7 @@ class Ledger:
                 self.world.duo.add(name, text, int(entry.shown * 1000) if late else None, odd)
             else:
                 on_time.append(text)
+                at_once[int(time_s)] += 1
             if again or hours_late:
                 continue
             if stall:
@@ -175,9 +176,9 @@ class Ledger:
         self.world.duo.add(name, on_time)
         if v1:
             seconds = collections.Counter(int(time_s) for time_s in times)
-            crowds = [(name, second) for second, n in seconds.items() if n > 1000]
-            self.crowds.update((crowd, []) for crowd in crowds)
-            self.crowds_due += crowds
+            self.crowds.update(((name, second), []) for second, n in seconds.items() if n > 1000)
+            # It has to be told where so many are shown at once; what comes late may come when no pass looks there any more.
+            self.crowds_due += [(name, second) for second, n in at_once.items() if n > 1000]
 
     def _text(self, draw: random.Random, name: str, time_s: float, odd_time: bool) -> str:
         log, iso = LOG_TYPES[name], stamp(time_s)[:-1]
