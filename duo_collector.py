@@ -11,17 +11,17 @@ name), each from its own checkpoint, and writes every event as a line of JSON to
     duo_collector.py --check      do the host, the keys and the permission work?
     duo_collector.py --once       one pass until caught up, then exit: for cron or a timer
     duo_collector.py              a pass, a pause, a pass, until SIGTERM or SIGINT
-    duo_collector.py --status     where has each log type got to?
+    duo_collector.py --status     how far has each log type got?
     duo_collector.py --since 48h --missing-from FILE      what does Duo have that FILE does not?
 
 The guarantee: every event that Duo publishes is written at least once, and twice only where the process ended between
-writing a page and saving its checkpoint. A page is therefore written and flushed first, and then its checkpoint saved.
-Some events are published late: each pass reads the five minutes before the checkpoint again (DUO_LOOKBACK), drops what
-was written before, and starts no later than at the newest event known, so that nothing is lost when Duo's log pipeline
-stalls for hours. Individual events that are published more than seven minutes late are found by --missing-from.
+writing a page and saving its checkpoint. A page is therefore written and flushed before its checkpoint is saved.
+Some events are published late: each pass rereads the five minutes before the checkpoint (DUO_LOOKBACK), drops what was
+written before, and starts no later than the newest event known, so that nothing is lost when Duo's log pipeline stalls
+for hours. Individual events that are published more than seven minutes late are found by --missing-from.
 
-The file reads in the order in which data flows: log types, settings, signing, requests, pages, walks, checkpoints,
-output, pace, passes, reports, the command line. Names in _ms are in milliseconds (of a time: since 1970), in _s in s.
+The file follows the data: log types, settings, signing, requests, pages, walks, checkpoints, output, pace, passes,
+reports, the command line. Names ending in _ms are in milliseconds (times: since 1970), in _s in seconds.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ class BadRequest(GaveUp):
 
 
 class Failed(Problem):
-    """Worth repeating: no connection, no answer in time, a 5xx, an answer that cannot be read."""
+    """Worth a retry: no connection, no answer in time, a 5xx, an answer that cannot be read."""
 
-    patience_s = 30  # after this long of nothing but such failures, a log type gives up its pass
+    patience_s = 30  # after so long with no other result, a log type gives up for this pass
 
 
 class Limited(Failed):
@@ -124,7 +124,7 @@ class Edges:
 
 @dataclass(frozen=True)
 class LogType:
-    """One of Duo's logs: everything in which it differs from the others. Source: duo.com/docs/adminapi#logs."""
+    """One of Duo's logs: everything that distinguishes it from the others. Source: duo.com/docs/adminapi#logs."""
 
     name: str
     path: str  # below /admin/
@@ -135,7 +135,7 @@ class LogType:
     id_field: str = ""  # empty: an event is identified by its content
     page_size: int = 1000
     cursor: str = ""  # the parameter that asks for the next page; empty: a later mintime does
-    sort: str = ""  # where a log can be sorted, the default is newest first
+    sort: str = ""  # Duo's default is newest first
     ordered: bool = True  # whether no page holds events older than those of the page before it
     kept_days: int = 0  # Duo answers 400 to an earlier mintime; 0: it accepts any
     delay_ms: int = 120_000  # Duo shows nothing younger; asking for it loses what is published in between
@@ -189,7 +189,7 @@ def parse_host(text: str) -> str:
     if "api-xxxxxxxx." in match["at"]:
         raise ValueError("that is the placeholder; write the API hostname that the Duo Admin Panel shows")
     if match["name"] and not match["name"].endswith((".duosecurity.com", ".duofederal.com")):
-        log.warning("DUO_API_HOST is %s, which is no host of Duo's: signed requests go there", match["name"])
+        log.warning("DUO_API_HOST is %s, which is not a Duo host: signed requests are sent there", match["name"])
     return f"{match['scheme'] or 'https'}://{match['at']}"
 
 
@@ -298,12 +298,12 @@ def counted(count: int, noun: str) -> str:
 
 
 def one_line(said: object) -> str:
-    """Text from outside, or the system's words for an error, fit to be quoted in a log line."""
+    """Text from outside, or the text of a system error, safe to quote in a log line."""
     return redact(getattr(said, "strerror", None) or str(said))[:300].strip()
 
 
 def redact(text: str) -> str:
-    """Text without line breaks, escape sequences, what may be a secret key, and the password of a proxy."""
+    """Text without line breaks, escape sequences, possible secret keys and the password of a proxy."""
     text = re.sub(r"//[^/\s]*@", "//***@", re.sub("[A-Za-z0-9]{32,}", "***", text))
     return "".join(c if c.isprintable() else " " for c in text)
 
@@ -320,7 +320,7 @@ class Settings:
     base_url: str = setting("DUO_API_HOST", "", parse_host)
     integration_key: str = setting("DUO_INTEGRATION_KEY", "", parse_key)
     secret_key: str = setting("DUO_SECRET_KEY", "", parse_key)
-    account_id: str = setting("DUO_ACCOUNT_ID", "", parse_account_id)  # of a child, with the keys of its parent
+    account_id: str = setting("DUO_ACCOUNT_ID", "", parse_account_id)  # a child, read with its parent's keys
     log_types: tuple[LogType, ...] = setting("DUO_LOG_TYPES", "--log-types", parse_log_types, DEFAULT_LOG_TYPES)
     checkpoint_file: str = setting("DUO_CHECKPOINT_FILE", "--checkpoint-file", parse_path, f"{BESIDE}/checkpoints.json")
     metrics_file: str = setting("DUO_METRICS_FILE", "", parse_path)
@@ -358,11 +358,11 @@ def load_env_file(path: str, required: bool) -> bool:
         with open(path, encoding="utf-8-sig") as file:
             if stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode) and mode & 0o077:
                 log.warning("%s can be read by other users, and may hold the secret key: chmod 600 it", path)
-            for line in reversed([*parse_stream(file)]):  # of a name that is there twice the last value counts
+            for line in reversed([*parse_stream(file)]):  # the last value of a repeated name wins
                 name, value = line.key, line.value or ""
                 if line.error:
                     log.warning("settings file %s, line %d: this is not NAME=VALUE", path, line.original.line)
-                elif name:  # a relative path starts at the file's folder, since cron starts elsewhere
+                elif name:  # a relative path starts at the file's folder: cron starts elsewhere
                     is_path = value and name in VARIABLES and name.endswith("_FILE")
                     os.environ.setdefault(name, os.path.join(folder, os.path.expanduser(value)) if is_path else value)
         return True
@@ -442,18 +442,18 @@ def open_session() -> requests.Session:
 
 
 class Answer(NamedTuple):
-    """An HTTP response, whatever it is; times by the local clock."""
+    """Any HTTP response; times by the local clock."""
 
     status: int
     headers: Mapping[str, str]
-    fields: Mapping[str, Any]  # its JSON, with the list of events emptied; empty where it cannot be read
-    events: list[Event] | None  # that list; None where there is none
-    unreadable: str  # why it cannot be read, where it looks like Duo's
+    fields: Mapping[str, Any]  # its JSON, with the list of events emptied; empty if it cannot be parsed
+    events: list[Event] | None  # that list; None if there is none
+    unreadable: str  # why it cannot be parsed, if it looks like Duo's
     sent_ms: float
     received_ms: float  # when its first byte came
 
     def date_ms(self, name: str = "Date") -> float | None:
-        """A date from a header as ms, UTC unless it says otherwise; None where it is none."""
+        """A date from a header as ms, UTC unless it says otherwise; None if it is not one."""
         with contextlib.suppress(OverflowError, ValueError):
             parsed = email.utils.parsedate_tz(self.headers.get(name, ""))
             return email.utils.mktime_tz(parsed) * 1000.0 if parsed else None
@@ -461,7 +461,7 @@ class Answer(NamedTuple):
 
     @property
     def retry_after_s(self) -> float:
-        """How long the server asks to wait, at most an hour: seconds, or a date on its clock; 0 where it does not."""
+        """How long the server asks to wait, at most an hour: seconds, or a date on its clock; 0 if it does not."""
         if re.fullmatch("[0-9]{1,9}", self.headers.get("Retry-After", "")):
             return min(3600, float(self.headers["Retry-After"]))
         return min(3600, max(0, (self.date_ms("Retry-After") or 0) - (self.date_ms() or self.received_ms)) / 1000)
@@ -472,7 +472,7 @@ class Duo:
 
     def __init__(self, settings: Settings, edges: Edges) -> None:
         self.settings, self.edges, self.session = settings, edges, edges.session()
-        # requests calls it last before sending, so what is signed is what is sent; and it keeps requests from .netrc.
+        # requests calls this last, so what is signed is what is sent; it also keeps requests from using .netrc.
         self.session.auth = lambda request: sign(request, settings, email.utils.formatdate(self.now_ms() / 1000))
         self.clock_offset_s = 0.0  # to be added to the local clock
         self.answered = set[str]()  # names of the log types that these keys may read
@@ -482,7 +482,7 @@ class Duo:
         return int((self.edges.now() + self.clock_offset_s) * 1000)
 
     def send(self, url: str, body: bytes, log_type: LogType | None) -> Answer:
-        """A signed GET, or with a body a POST, and its answer, whatever that is. Raises Failed where none came."""
+        """A signed GET, or with a body a POST, and its answer, whatever it is. Raises Failed if none came."""
         method, sent_ms = "POST" if body else "GET", self.edges.now() * 1000
         try:
             signal.signal(signal.SIGALRM, raise_too_late)  # a timeout of requests is for one read only
@@ -505,13 +505,13 @@ class Duo:
         return Answer(response.status_code, response.headers, *read, sent_ms, received_ms)
 
     def ask(self, path: str, query: Mapping[str, str], log_type: LogType | None = None, body: bytes = b"") -> Answer:
-        """One request and its answer; two where a wrong local clock had signed the first. Raises Failed."""
+        """One request and its answer; a second one if a wrong local clock dated the first. Raises Failed."""
         url = self.settings.base_url + path + (f"?{canonical_query(query)}" if query else "")
         known_s, answer = self.clock_offset_s, self.send(url, body, log_type)
         self.learn_clock(answer)
         if answer.status == 401 and abs(self.clock_offset_s - known_s) > JITTER_S:
             answer = self.send(url, body, log_type)
-            if answer.status == 401:  # so another date did not help, and that Date has proved nothing
+            if answer.status == 401:  # another date did not help, so that Date proved nothing
                 self.clock_offset_s = known_s
         return answer
 
@@ -530,7 +530,7 @@ class Duo:
             cursor, total = read_cursor(metadata.get("next_offset")), read_total(metadata.get("total_objects"))
             return Page(answer.events, cursor, total)
         except (AttributeError, ValueError):
-            raise Failed(f"an answer with metadata that make no sense: {one_line(str(metadata))}") from None
+            raise Failed(f"an answer with invalid metadata: {one_line(str(metadata))}") from None
 
     def ask_clock(self) -> None:
         """Learn Duo's clock by a call that needs no signature. Raises Failed. Source: duo_unix #311."""
@@ -538,7 +538,7 @@ class Duo:
         try:
             self.learn_clock(answer, 1000 * int(answer.fields["response"]["time"]))
         except (KeyError, TypeError, ValueError):
-            raise Failed(f"Duo does not tell its time at /auth/v2/ping ({answer.status})") from None
+            raise Failed(f"Duo does not give its time at /auth/v2/ping ({answer.status})") from None
 
     def learn_clock(self, answer: Answer, now_ms: float = 0) -> None:
         """Take Duo's clock from an answer: `now_ms` if it says that, or its Date, unless a proxy has stamped that."""
@@ -558,12 +558,12 @@ def raise_too_late(*_: Any) -> NoReturn:
 
 
 UNREACHABLE = {  # by the class of an exception of requests, urllib3 or Python: what it means, and what to do
-    "InvalidURL": "an address that cannot be read: look at HTTPS_PROXY",  # its text may hold a password
-    "ProxyError": "the proxy refuses, or is not there ({said}): look at HTTPS_PROXY and NO_PROXY",
-    "gaierror": "the name does not resolve ({said}): look at DUO_API_HOST, DNS, and for a missing HTTPS_PROXY",
-    "SSLCertVerificationError": "its certificate is not trusted ({said}): name a TLS proxy's CA in REQUESTS_CA_BUNDLE",
-    "SSLError": "no TLS ({said}): look at DUO_API_HOST, HTTPS_PROXY and REQUESTS_CA_BUNDLE",
-    "ReadTimeoutError": "nothing in time ({said}): a firewall or proxy that swallows requests, or Duo is slow",
+    "InvalidURL": "an invalid address: check HTTPS_PROXY",  # its text may hold a password
+    "ProxyError": "the proxy refuses or cannot be reached ({said}): check HTTPS_PROXY and NO_PROXY",
+    "gaierror": "the name does not resolve ({said}): check DUO_API_HOST, DNS, and whether HTTPS_PROXY is needed",
+    "SSLCertVerificationError": "its certificate is not trusted ({said}): set REQUESTS_CA_BUNDLE to a TLS proxy's CA",
+    "SSLError": "no TLS ({said}): check DUO_API_HOST, HTTPS_PROXY and REQUESTS_CA_BUNDLE",
+    "ReadTimeoutError": "timed out ({said}): a firewall or proxy drops requests, or Duo is slow",
     "RequestException": "no connection ({said}): a firewall, a missing HTTPS_PROXY, or Duo is down",
 }  # fmt: skip
 
@@ -688,21 +688,21 @@ def read_total(value: Any) -> int | None:
 
 
 HEADER_LOST = "a header did not reach Duo ({said}): a proxy strips it"
-NOT_IN_PLAN = "the account's plan does not include this log, or it is switched off: take it out of DUO_LOG_TYPES"
+NOT_IN_PLAN = "the account's plan does not include this log, or it is switched off: remove it from DUO_LOG_TYPES"
 MEANINGS: Mapping[str, tuple[type[Problem], str]] = {  # by Duo's code, by status, or by what refusal() makes of them
-    "400": (BadRequest, "Duo does not accept the request ({said}): look at the since time, and report it"),
+    "400": (BadRequest, "Duo rejects the request ({said}): check the since time, and report it"),
     "40101": (Refused, HEADER_LOST), "40104": (Refused, HEADER_LOST),
     "40105": (Refused, "Duo refuses the date of the request ({said}): {clock}"),
-    "40112": (Refused, "Duo refuses the kind of signature ({said}): are the keys those of an Admin API application?"),
+    "40112": (Refused, "Duo refuses the type of signature ({said}): are the keys those of an Admin API application?"),
     "401": (Refused, "Duo refuses the credentials ({said}): {suspect}"),
     "403": (Refused, 'Duo refuses the permission ({said}): tick "Grant read log" in the Duo Admin Panel, Applications,'
-            " your Admin API application, Permissions; and see its Networks for API access"),
-    "403 of one": (Refused, "Duo refuses this log ({said}), and answers for others of these keys: " + NOT_IN_PLAN),
+            " your Admin API application, Permissions; and check its Networks for API access"),
+    "403 of one": (Refused, "Duo refuses this log ({said}), but serves others with these keys: " + NOT_IN_PLAN),
     "404": (Refused, "Duo does not have this log for the account ({said}): " + NOT_IN_PLAN),
-    "405": (BadRequest, "Duo got another method than was sent ({said}): a proxy in between changes requests"),
-    "429": (Limited, "Duo limits requests ({said}): raise DUO_INTERVAL if that stays so"),
-    "5xx": (Failed, "Duo fails ({said}): if it stays so, see status.duo.com"),
-    "accounts": (Refused, "Duo lists no accounts ({said}): take host and keys from an Accounts API application"),
+    "405": (BadRequest, "Duo received another method ({said}): a proxy changes requests"),
+    "429": (Limited, "rate-limited by Duo ({said}): raise DUO_INTERVAL if this persists"),
+    "5xx": (Failed, "Duo fails ({said}): if this persists, see status.duo.com"),
+    "accounts": (Refused, "Duo lists no accounts ({said}): use the host and keys of an Accounts API application"),
     "child": (Refused, "refused ({said}): it is in another deployment, and needs an Admin API application of its own"),
 }  # fmt: skip
 
@@ -731,16 +731,16 @@ def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
         if log_type and log_type.successor and status in (403, 404):
             text += f"; Duo is deprecating this log in favour of {log_type.successor}"
         return kind(text, answer=answer)
-    unreadable = f"Duo's answer cannot be read ({said}): {answer.unreadable}; if it stays so, report it to Duo"
-    return Failed(unreadable if answer.unreadable else f"not an answer of Duo's ({said}); from a proxy?", answer=answer)
+    unreadable = f"Duo's answer cannot be read ({said}): {answer.unreadable}; if this persists, report it to Duo"
+    return Failed(unreadable if answer.unreadable else f"not an answer from Duo ({said}); from a proxy?", answer=answer)
 
 
 def clock_words(answer: Answer) -> str:
-    """What is to be done about a refused date."""
+    """What to do about a refused date."""
     off_s = abs((answer.date_ms() or answer.received_ms) - answer.received_ms) / 1000
     if off_s > CLOCK_S:
-        return f"the local clock is {off_s:,.0f} s off Duo's, set it right"
-    return f"the local clock is within {max(1, off_s):.0f} s of Duo's, so the fault is Duo's; it will be tried again"
+        return f"the local clock is {off_s:,.0f} s off Duo's: set it right"
+    return f"the local clock is within {max(1, off_s):.0f} s of Duo's, so the fault is Duo's; the next pass retries"
 
 
 def suspect(settings: Settings, answer: Answer) -> str:
@@ -752,13 +752,13 @@ def suspect(settings: Settings, answer: Answer) -> str:
         lengths = f"the integration key has {len(integration)} characters, the secret key {len(secret)}"
         return f"{lengths}; Duo's have 20, beginning with DI, and 40: copy them again, without stray spaces"
     known = "does not match DUO_SECRET_KEY" if str(answer.fields.get("code")) != "40102" else "is not known"
-    again = f"DUO_INTEGRATION_KEY {known} at DUO_API_HOST: copy all three again, from one Admin API application"
-    return clock if "set it right" in clock else again
+    again = "copy all three again from one Admin API application, without stray spaces"
+    return clock if "set it right" in clock else f"DUO_INTEGRATION_KEY {known} at DUO_API_HOST; {again}"
 
 
 # Walks
 
-SLICE_PAGES = 20  # of a log in no order: what a pass that breaks off has to read again, at the most
+SLICE_PAGES = 20  # of an unordered log: the most that a pass which breaks off has to read again
 
 
 class Walk:
@@ -766,20 +766,20 @@ class Walk:
 
     Ask for `parameters`, hand the page to `step`, take what is new from `fresh`, until `step` returns False. It follows
     Duo's cursor. Where there is none, or Duo refuses it, or it comes again, it goes on from the time up to which the
-    pages have shown everything (`reached_ms`). A log in no order is read in slices of time."""
+    pages have shown everything (`reached_ms`). An unordered log is read in slices of time."""
 
     def __init__(self, log_type: LogType, start_ms: int, until_ms: int, found_hole: Callable[[int, int, str], None],
                  known: Mapping[str, int] | None = None) -> None:  # fmt: skip
         """`found_hole` is called with first, last (ms), words. `known`: events written before; None: trust no count."""
         self.log_type, self.start_ms, self.until_ms = log_type, start_ms, until_ms
         self.found_hole, self.known = found_hole, known
-        self.at_ms = self.reached_ms = self.newest_ms = start_ms  # mintime; all before it was shown; the last event
+        self.at_ms = self.reached_ms = self.newest_ms = start_ms  # mintime; everything before was shown; newest event
         self.end_ms, self.slice_pages, self.cursor, self.cursors = until_ms, 0, "", {""}  # of the slice being read
         self.lead_s = 0 if log_type.cursor else 1  # v1: ask a second earlier, as mintime may exclude its own second
         self.page = self.fresh = dict[str, Event]()  # events of the latest page, and those that the one before lacked
         self.occurrences = Counter[str]()  # of events without an id
         self.full = log_type.page_size if log_type.cursor else 10  # a page of so many may be cut short
-        self.cut = ""  # words about an instant that may have been cut short by the end of a page
+        self.cut = ""  # the message for an instant that the end of a page may have cut short
         self.pages = self.received = 0
         self.total: int | None = None  # events in the window, says Duo
 
@@ -862,7 +862,7 @@ class Walk:
         else:
             what = f"{counted(count, 'event')}{' of one millisecond' if unit_ms == MS else ''}"
             if count >= self.full:
-                self.cut = f"a hole, maybe: of {iso(at_ms)} Duo shows only {what}; going on after it"
+                self.cut = f"perhaps a hole: of {iso(at_ms)} Duo shows only {what}; continuing after it"
             if count >= self.log_type.page_size:
                 self.found_hole(at_ms, at_ms, self.cut)
                 self.cut = ""
@@ -875,7 +875,7 @@ class Walk:
         whether anything is left. In an ordered log the window is one slice."""
         length_ms = self.end_ms - self.at_ms
         if not drained and length_ms < 1000:
-            words = f"a hole, maybe: after {iso(self.at_ms)} Duo shows a part of a second only; going on after it"
+            words = f"perhaps a hole: after {iso(self.at_ms)} Duo shows only part of a second; continuing after it"
             self.found_hole(self.at_ms, self.end_ms, words)
             drained = True
         if drained:
@@ -889,10 +889,10 @@ class Walk:
 # Checkpoints
 
 
-HEALTH: Mapping[str, Any] = {  # what people and machines are told of a log type; collection needs none of it
+HEALTH: Mapping[str, Any] = {  # what is reported about a log type; collection does not need it
     "events": 0, "holes": 0, "pass_ms": 0,  # since the checkpoint file was begun; how long the last pass took
     "ok": 0, "limited": 0, "refused": 0, "failed": 0,  # requests, by what came of them
-    "last_success_ms": 0, "last_error_ms": 0, "last_error": "",  # when a pass last ended caught up, and otherwise
+    "last_success_ms": 0, "last_error_ms": 0, "last_error": "",  # when a pass last caught up, and when one last failed
 }  # fmt: skip
 
 
@@ -926,7 +926,7 @@ class Checkpoints:
         owner = self.document.get("account", settings.account)
         if settings.base_url and owner != settings.account:
             said = f"belongs to {one_line(str(owner))}, these settings to {settings.account}: give each its own file"
-            raise CollectorError(f'checkpoint file {path} {said}; if they are one account, take out "account"', 78)
+            raise CollectorError(f'checkpoint file {path} {said}; if they are one account, remove "account"', 78)
 
     def read(self, log_type: LogType, seed_ms: int) -> State:
         """A log type's state from the file, as this or an earlier version wrote it. Raises CollectorError."""
@@ -939,23 +939,23 @@ class Checkpoints:
             health = kept and kept.get("health")
             if kept and key == "written":  # as version 1 wrote it
                 kept = {"since_ms": kept["since"] * unit_ms, "start_ms": kept["from"], "written": kept["events"]}
-            if kept is not None and kept["since_ms"] == since_ms:  # or it was set by hand, which is a fresh start
+            if kept is not None and kept["since_ms"] == since_ms:  # otherwise it was set by hand: a fresh start
                 state.start_ms = min(-(-int(kept["start_ms"]) // unit_ms) * unit_ms, since_ms)
                 state.written = {identity: int(at_ms) for identity, at_ms in kept["written"].items()}
                 state.hole_ms = int(kept.get("hole_ms", 0))
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as wrong:
             said = f"{key} is {one_line(json.dumps(value)[:60])}: {wrong}"
             if key != log_type.since_key:
-                said = f'"{key}" is damaged: restore the file, or take that key out of it; then events are repeated'
+                said = f'"{key}" is damaged: restore the file, or remove that key; events are then repeated'
             raise CollectorError(f"checkpoint file {self.path}: {said}", 78) from None
-        for name, found in (health if isinstance(health, dict) else {}).items():  # what is odd starts anew
+        for name, found in (health if isinstance(health, dict) else {}).items():  # odd values are dropped
             if name in HEALTH and type(found) is type(HEALTH[name]) and (found == str(found) or 0 <= found < 10**14):
                 state.health[name] = found
         return state
 
     @contextlib.contextmanager
     def saving(self, log_type: LogType | None = None) -> Iterator[None]:
-        """Save all states, and this log type's checkpoint, after the block; but the new file is complete on the disk
+        """Save all states, and this log type's checkpoint, after the block. The new file is complete on the disk
         before it, so that a full disk fails first. Raises CollectorError."""
         document = {key: value for key, value in self.document.items() if key not in OURS}
         if log_type:
@@ -993,7 +993,7 @@ def read_json_object(path: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def replacing(path: str, text: str) -> Iterator[None]:
-    """After the block replace a file, in one step and durably, its mode and owner kept. Raises OSError."""
+    """Replace a file after the block, atomically and durably, and keep its mode and owner. Raises OSError."""
     new, folder = f"{path}.new", os.open(os.path.dirname(path), os.O_RDONLY)
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -1011,14 +1011,14 @@ def replacing(path: str, text: str) -> Iterator[None]:
         try:
             os.fsync(folder)  # or a power failure undoes the replacement
         except OSError as error:
-            if error.errno != errno.EINVAL:  # which is what some shared folders answer
+            if error.errno != errno.EINVAL:  # some network file systems answer that
                 raise
     finally:
         os.close(folder)
 
 
 def folder_trouble(path: str) -> str:
-    """What is wrong with the folder of a checkpoint file, and what to do about it; an empty string for nothing."""
+    """What is wrong with the folder of a checkpoint file, and what to do about it; empty if nothing is."""
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         return f"there is no such folder: mkdir -p {folder}"
@@ -1055,23 +1055,23 @@ def lock(path: str) -> IO[bytes]:
 class Output:
     def __init__(self, interrupted: bool = True) -> None:
         """Write to stdout. `interrupted`: the last run may have left half a line. Raises CollectorError if closed."""
-        if sys.stdout is None:  # its number would go to the next file opened, and the events with it
+        if sys.stdout is None:  # the next file opened would get its number, and the events
             raise CollectorError("stdout is closed: there is nowhere to write to", 74)
         self.fd = sys.stdout.fileno()
         os.set_blocking(self.fd, True)  # whoever shares a pipe may have made it non-blocking
         self.regular, size = stat.S_ISREG(os.fstat(self.fd).st_mode), os.fstat(self.fd).st_size
         self.torn = self.regular and size > 0 and interrupted
-        if self.regular and size:  # where that can be read: not on macOS, where it has the mode of the descriptor
+        if self.regular and size:  # if it can be read; on macOS it has the mode of the descriptor
             with contextlib.suppress(OSError), open(f"/dev/fd/{self.fd}", "rb") as file:
                 self.torn = os.pread(file.fileno(), 1, size - 1) != b"\n"
 
     def write(self, lines: list[str]) -> None:
-        """Write JSON lines as ASCII, all of them, and in a regular file durably. Raises CollectorError."""
+        """Write all of these JSON lines as ASCII, in a regular file durably. Raises CollectorError."""
         try:
             if self.torn and lines:
                 os.write(self.fd, b"\n")
                 self.torn = False
-            for first in range(0, len(lines), 64):  # in one piece a page takes twice the system's time for its memory
+            for first in range(0, len(lines), 64):  # a page in one piece takes twice the system time, for memory
                 rest = "".join(lines[first : first + 64]).encode("ascii", "backslashreplace")
                 while rest:
                     rest = rest[os.write(self.fd, rest) :]
@@ -1114,10 +1114,10 @@ def digest(log_type: LogType, identity: str) -> bytes:
 class Pace:
     """When the next request of a log type is due; times and durations in s, by a monotonic clock.
 
-    A 429 does not say whether it means the rate or a quota. The first retry comes soon. If that brings a page, the
-    interval was too short: it grows by half, and shrinks by 3 % with each page. If not, or if as many pages came as at
-    the last limit, it is a quota by the minute: the pages of the last minute are the limit for four minutes, or longer
-    if it is found again, and the next try comes when the first of them is a minute (here 61 s) old."""
+    A 429 does not say whether requests come too fast or a quota is used up. The first retry comes soon. If it brings a
+    page, the interval was too short: it grows by half, and shrinks by 3 % with each page. If not, or if as many pages
+    came as at the last limit, it is a quota per minute: the pages of the last minute are the limit for four minutes, or
+    longer if it is found again, and the next retry comes when the first of them is a minute (here 61 s) old."""
 
     def __init__(self, requests_per_minute: float) -> None:
         self.shortest = self.interval = 61 / requests_per_minute
@@ -1175,7 +1175,7 @@ class Run:
 
 
 class Collector:
-    """Collects one log type, pass after pass: its state, its pace, and the walk that is under way."""
+    """Collects one log type, pass after pass: its state, its pace, and the walk in progress."""
 
     def __init__(self, run: Run, log_type: LogType) -> None:
         self.run, self.log_type, self.state = run, log_type, run.checkpoints.states[log_type]
@@ -1210,7 +1210,7 @@ class Collector:
         duo, walk, opened, more = self.run.duo, self.open_walk(), 1, True
         while more:
             yield self.pace.due
-            walk = walk if walk.pages else self.open_walk()  # the wait may have been long, or have told Duo's clock
+            walk = walk if walk.pages else self.open_walk()  # the wait may have been long, or Duo's clock become known
             if walk.start_ms >= walk.until_ms and self.state.since_ms <= duo.now_ms():
                 break
             known_s, page = duo.clock_offset_s, None
@@ -1225,7 +1225,7 @@ class Collector:
             except BadRequest:
                 if not walk.cursor:
                     raise
-            # The first answer tells Duo's clock. If the window was wrong by it, choose again, and drop this page.
+            # The first answer tells Duo's clock. If the window was wrong by it, open another, and drop this page.
             too_far = walk.until_ms > duo.now_ms() - self.log_type.delay_ms
             if not walk.pages and opened < 3 and (too_far or abs(duo.clock_offset_s - known_s) > JITTER_S):
                 walk, opened = self.open_walk(), opened + 1
@@ -1273,7 +1273,7 @@ class Collector:
         return page
 
     def postpone(self, problem: Failed) -> None:
-        """Have the request sent again later. Raises GaveUp at the end of patience."""
+        """Have the request sent again later. Raises GaveUp when patience runs out."""
         now, first, pace, sent = self.run.edges.monotonic(), not self.failing, self.pace, self.sent
         asked_s = problem.answer.retry_after_s if problem.answer else 0
         if isinstance(problem, Limited):
@@ -1290,7 +1290,7 @@ class Collector:
         log.log(level, "%s: %s; again in %.0f s", self.log_type.name, problem, pace.due - now)
 
     def write(self, walk: Walk, more: bool) -> None:
-        """Write what is new, in a replay all without a time too, then move the checkpoint. Raises CollectorError."""
+        """Write what is new (in a replay, with all events without a time) and save. Raises CollectorError."""
         run, row, state, lines, times = self.run, self.log_type, self.state, list[str](), dict[str, int]()
         for identity, event in walk.fresh.items():
             in_range = event.time_ms < self.until_ms or (event.untimed and run.in_file is None)
@@ -1308,7 +1308,7 @@ class Collector:
         self.health["events"] += len(lines)
         self.health["last_success_ms"] = self.health["last_success_ms"] if more else run.duo.now_ms()
         since_ms = walk.reached_ms if more else walk.until_ms
-        # Later pages of a log in no order may bring older events than this one, hence min().
+        # Later pages of an unordered log may bring older events than this one, hence min().
         state.advance(since_ms, min(walk.newest_ms, since_ms), run.settings.lookback_ms, times)
         run.checkpoints.document["account"] = run.settings.account
         with run.checkpoints.saving(row):
@@ -1336,8 +1336,8 @@ class Collector:
 
 
 def run_passes(run: Run, collectors: list[Collector]) -> int:
-    """Collect all log types in turns, a request each, so that the backlog of one does not hold up the others; pause,
-    and again, or once, until each is caught up or has given up. Returns the exit status."""
+    """Collect all log types in turn, a request each, so that the backlog of one does not hold up the others: in passes
+    with a pause between them, or once until each has caught up or given up. Returns the exit status."""
     edges = run.edges
     while any(collector.due < math.inf for collector in collectors):
         collector = min(collectors, key=lambda collector: collector.due)
@@ -1381,7 +1381,7 @@ def report(run: Run, collectors: list[Collector]) -> None:
 
 
 def progress(collector: Collector, now: float) -> str:
-    """How far a pass is: the share of the window, the time left, events so far, the rate, the time reached."""
+    """How far a pass has got: the share of the window, the time left, events so far, the rate, the time reached."""
     walk, name = collector.walk, collector.log_type.name
     assert walk
     elapsed_s = max(0.001, now - collector.began)
@@ -1402,10 +1402,10 @@ METRICS = {  # a name and its label: what it shows
 
 
 def write_metrics(run: Run, collectors: list[Collector]) -> None:
-    """Write the file for node_exporter's textfile collector. Failure is no reason to stop collecting."""
+    """Write the file for node_exporter's textfile collector. A failure does not stop collection."""
     path, account, lines, before = run.settings.metrics_file, run.settings.account, list[str](), dict[str, str]()
     try:
-        if run.in_file is not None and os.path.exists(path):  # a counter that goes on from the last run
+        if run.in_file is not None and os.path.exists(path):  # a counter continues from the last run
             with open(path, encoding="utf-8", errors="replace") as file:
                 before.update(re.findall("(.*late_events_total.*}) ([0-9]+)", file.read()))
         for key, shown in (METRICS if run.in_file is None else {"late_events_total": "late"}).items():
@@ -1428,7 +1428,7 @@ def write_metrics(run: Run, collectors: list[Collector]) -> None:
 
 
 def show_status(settings: Settings, edges: Edges, as_json: bool) -> int:
-    """Say where each log type has got to, and how its passes end; return the exit status."""
+    """Show how far each log type has got, and how its passes ended; return the exit status."""
     output, checkpoints, now_ms = Output(), Checkpoints(settings.checkpoint_file, settings), edges.now() * 1000
     if not checkpoints.document:
         what = "is empty" if os.path.exists(checkpoints.path) else "does not exist yet"
@@ -1456,11 +1456,11 @@ def show_status(settings: Settings, edges: Edges, as_json: bool) -> int:
 
 # The command line
 
-GRACE_S = 3  # what is left, after SIGTERM, for a page that is being written
+GRACE_S = 3  # how long a page that is being written may take after SIGTERM
 
 
 def check(settings: Settings, edges: Edges) -> int:
-    """Ask for a little of each log type, and say what comes of it; return the worst exit status."""
+    """Make a small request for each log type, and print the result; return the worst exit status."""
     output, duo, problems, words = Output(), Duo(settings, edges), dict[LogType, Any](), ""
     Checkpoints(settings.checkpoint_file, settings)
     for row in settings.log_types:
@@ -1492,7 +1492,7 @@ def list_accounts(settings: Settings, edges: Edges) -> int:
 
 
 def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler, stop: threading.Event | None) -> int:
-    """Collect, in one pass or in passes without end; return the exit status. Raises CollectorError."""
+    """Collect, in one pass or in passes until stopped; return the exit status. Raises CollectorError."""
     is_range, path = bool(settings.until or settings.missing_from), settings.checkpoint_file
     output = Output(interrupted=is_range or os.path.exists(f"{path}.new"))
     with contextlib.nullcontext() if is_range else lock(path):  # a range leaves the file to a service
@@ -1515,8 +1515,8 @@ def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler,
 
 
 def start_at(run: Run, collectors: list[Collector], since: When, until: When | None) -> None:
-    """Put every log type where --since says, and say what that passes over or repeats. Raises CollectorError."""
-    with contextlib.suppress(Failed):  # then the local clock has to do
+    """Move every log type to --since, and warn of what that passes over or repeats. Raises CollectorError."""
+    with contextlib.suppress(Failed):  # then the local clock is used
         run.duo.ask_clock()
     now_ms = run.duo.now_ms()
     since_ms, until_ms = since(now_ms), until(now_ms) if until else math.inf
@@ -1530,7 +1530,7 @@ def start_at(run: Run, collectors: list[Collector], since: When, until: When | N
             log.warning("%s: --since %s from %s to %s", row.name, does, iso(first_ms), iso(last_ms))
         state.since_ms, state.start_ms, state.hole_ms, state.written = start_ms, start_ms, 0, {}
         it.until_ms = min(it.until_ms, row.floor(until_ms) if until else math.inf)
-        with run.checkpoints.saving(row):  # at once, or after a pass that fails the next one starts elsewhere
+        with run.checkpoints.saving(row):  # at once: if the first pass fails, the next one starts here too
             pass
 
 
@@ -1548,7 +1548,7 @@ def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int)
         if in_page:
             said = "while a page was being written: its reader or the disk is slow; the checkpoint is before that page"
         with contextlib.suppress(OSError):
-            if select.select([], [2], [], 0)[1]:  # not where the main thread is stuck in its log
+            if select.select([], [2], [], 0)[1]:  # not if the main thread is blocked writing to it
                 log.log(logging.ERROR if in_page else logging.INFO, "stopped by a signal %s", said)
         os._exit(74 if in_page else status)
 
@@ -1557,15 +1557,15 @@ def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int)
 
 class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise CollectorError(f"{message} (--help shows what can be given)", 2)
+        raise CollectorError(f"{message} (see --help)", 2)
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line. Raises CollectorError."""
     parser = ArgumentParser(
         prog="duo_collector.py", allow_abbrev=False, description="Collect Cisco Duo's audit logs as JSON lines.",
-        epilog="Settings: an option, before a variable in the environment, before the settings file, before the"
-        " default; .env.example lists them. Exit status: 0 caught up, or stopped; 2 wrong command line; 74 output"
+        epilog="Options override environment variables, which override the settings file; .env.example lists all"
+        " settings. Exit status: 0 caught up, or stopped; 2 wrong command line; 74 output"
         " failed; 75 temporary failure, run again; 77 refused by Duo; 78 wrong setting or checkpoint file.",
     )  # fmt: skip
     add, mode, level = parser.add_argument, parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
@@ -1573,17 +1573,17 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--interval", metavar="SECONDS", help="pause between two passes, also as 10m (DUO_INTERVAL, or 300)")
     add("--log-types", metavar="LIST", help=f"of {', '.join(LOG_TYPES)} (DUO_LOG_TYPES, or the first three)")
     add("--since", metavar="WHEN", help="start here, not at the checkpoint (UTC): 2026-11-01, 2026-11-01T08:00Z, 24h")
-    add("--until", metavar="WHEN", help="with --since: print what lies between, and leave the checkpoint alone")
+    add("--until", metavar="WHEN", help="with --since: print that range, and do not move the checkpoint")
     add("--missing-from", metavar="FILE", help="with --since: print what Duo has and FILE (- for stdin) does not")
     add("--env-file", metavar="PATH", help="settings file (.env beside the script)")
-    add("--checkpoint-file", metavar="PATH", help="its state (DUO_CHECKPOINT_FILE, or checkpoints.json beside it)")
-    mode.add_argument("--check", action="store_true", help="ask Duo once for each log type, and say ok or what to fix")
-    mode.add_argument("--status", action="store_true", help="say where each log type has got to, without a request")
+    add("--checkpoint-file", metavar="PATH", help="where it keeps its state (DUO_CHECKPOINT_FILE, or checkpoints.json)")
+    mode.add_argument("--check", action="store_true", help="request a little of each log type; print ok or what to fix")
+    mode.add_argument("--status", action="store_true", help="show how far each log type has got, without a request")
     mode.add_argument("--accounts", action="store_true", help="list the child accounts of an Accounts API application")
     add("--max-lag", metavar="AGE", help="with --status: exit with 75 if any is further behind, as 15m")
     add("--json", action="store_true", help="with --status: one JSON object")
-    level.add_argument("-v", "--verbose", action="store_true", help="on stderr, every request too")
-    level.add_argument("-q", "--quiet", action="store_true", help="on stderr, only warnings and errors")
+    level.add_argument("-v", "--verbose", action="store_true", help="log every request")
+    level.add_argument("-q", "--quiet", action="store_true", help="log warnings and errors only")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     options = parser.parse_args(arguments)
     for name, needed in (("until", "since"), ("missing_from", "since"), ("max_lag", "status"), ("json", "status")):
@@ -1597,7 +1597,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 class StderrHandler(logging.Handler):
-    """Writes each message as a line, on a terminal with the progress of the passes below. Its failure stops nothing."""
+    """Writes each message as a line, on a terminal with the progress of the passes below. Its failures are ignored."""
 
     def __init__(self) -> None:
         super().__init__()

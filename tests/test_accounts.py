@@ -198,7 +198,7 @@ def test_no_children_are_no_lines(of_parent, parent):
     assert (result.status, result.stdout) == (0, "")
 
 
-NOT_ACCOUNTS = "take host and keys from an Accounts API application"
+NOT_ACCOUNTS = "use the host and keys of an Accounts API application"
 
 
 @pytest.mark.parametrize("code", [40301, 40102])
@@ -212,9 +212,9 @@ def test_keys_of_another_application_are_told(parent, of_parent, code):
 
 @pytest.mark.parametrize("answer, status, words", [
     ((503, {}, b"down"), 75, "503"),
-    ((429, JSON, b'{"code":42901,"message":"Too Many Requests","stat":"FAIL"}'), 75, "Duo limits requests"),
+    ((429, JSON, b'{"code":42901,"message":"Too Many Requests","stat":"FAIL"}'), 75, "rate-limited by Duo"),
     ((500, JSON, b'{"code":50001,"message":"unknown internal error","stat":"FAIL"}'), 75, "Duo fails"),
-    ((200, JSON, b'{"stat":"OK","response":{}}'), 75, "not an answer of Duo's"),
+    ((200, JSON, b'{"stat":"OK","response":{}}'), 75, "not an answer from Duo"),
     ((200, JSON, b'{"stat":"OK","response":[{"account_id":NaN}]}'), 75, "NaN"),
     ((200, {"Content-Type": "text/html"}, b"<html>log in</html>"), 75, "from a proxy?"),
     ((404, JSON, b'{"code":40401,"message":"Resource not found","stat":"FAIL"}'), 77, "404 40401"),

@@ -491,9 +491,9 @@ def test_metrics_are_those_of_collection_only(duo, collector, metrics, options):
 # Reasons
 
 CODES = {  # Duo's message, the exit status, what to do about it
-    40001: ("Missing required request parameters", 75, "look at the since time"),
-    40002: ("Invalid request parameters", 75, "look at the since time"),
-    40003: ("Duplicate resource", 75, "look at the since time"),
+    40001: ("Missing required request parameters", 75, "check the since time"),
+    40002: ("Invalid request parameters", 75, "check the since time"),
+    40003: ("Duplicate resource", 75, "check the since time"),
     40101: ("Missing request credentials", 77, "a proxy strips it"),
     40102: ("Invalid integration key in request credentials", 77, "DUO_INTEGRATION_KEY is not known at DUO_API_HOST"),
     40103: ("Invalid signature in request credentials", 77, "DUO_INTEGRATION_KEY does not match DUO_SECRET_KEY"),
@@ -501,8 +501,8 @@ CODES = {  # Duo's message, the exit status, what to do about it
     40105: ("Bad request timestamp", 77, "the local clock is within 1 s of Duo's, so the fault is Duo's"),
     40112: ("Signature type is not supported", 77, "are the keys those of an Admin API application"),
     40301: ("Access forbidden", 77, 'tick "Grant read log"'),
-    40401: ("Resource not found", 77, "take it out of DUO_LOG_TYPES"),
-    40501: ("Method not allowed", 75, "a proxy in between changes requests"),
+    40401: ("Resource not found", 77, "remove it from DUO_LOG_TYPES"),
+    40501: ("Method not allowed", 75, "a proxy changes requests"),
     42901: ("Too Many Requests", 75, "raise DUO_INTERVAL"),
     50001: ("unknown internal error", 75, "Duo fails"),
 }
@@ -555,7 +555,7 @@ def test_a_401_with_a_clock_that_is_off_is_of_the_clock(duo, collector, code):
     body = json.dumps({"code": int(code), "message": "no", "stat": "FAIL"}).encode()
     duo.inject("telephony", *[(401, JSON, body)] * 2)
     result = collector.run("--check", "--log-types", "telephony")
-    assert re.search(r"the local clock is (399|400|401) s off Duo's, set it right", result.stdout), result.stdout
+    assert re.search(r"the local clock is (399|400|401) s off Duo's: set it right", result.stdout), result.stdout
     assert result.status == 77
 
 
@@ -598,11 +598,11 @@ def test_what_keeps_duo_out_of_reach_is_told_apart(duo, collector, tmp_path):
             "500": check_line(collector),
         }
     says = {
-        "the name does not resolve": {"name"}, "look at DUO_API_HOST, DNS, and": {"name"},
-        "the proxy refuses": {"proxy", "407"}, "look at HTTPS_PROXY": {"proxy", "407"}, "407 Proxy Auth": {"407"},
+        "the name does not resolve": {"name"}, "check DUO_API_HOST, DNS, and": {"name"},
+        "the proxy refuses": {"proxy", "407"}, "check HTTPS_PROXY": {"proxy", "407"}, "407 Proxy Auth": {"407"},
         "its certificate is not trusted": {"certificate"}, "in REQUESTS_CA_BUNDLE": {"certificate"},
         "Duo is down": {"refused"}, "Connection refused": {"proxy", "refused"},
-        "not an answer of Duo's": {"503"}, "Duo fails": {"500"},
+        "not an answer from Duo": {"503"}, "Duo fails": {"500"},
     }  # fmt: skip
     assert {words: {name for name, line in lines.items() if words in line} for words in says} == says, lines
     assert "hunter2" not in str(lines)

@@ -501,7 +501,7 @@ def test_check_asks_once_for_each_log_type_and_moves_nothing(collector, duo):
         (77, "401 40103 DUO_INTEGRATION_KEY DUO_SECRET_KEY", lambda duo: None, {"DUO_SECRET_KEY": SECRET}),
         (77, '403 40301 "Grant read log"', lambda duo: setattr(duo.rules, "no_permission", True), {}),
         (77, "404 40401 DUO_LOG_TYPES", lambda duo: duo.rules.missing.update(telephony=404), {}),
-        (75, "429 42901 limits", lambda duo: duo.inject(None, "error_429"), {}),
+        (75, "429 42901 rate-limited", lambda duo: duo.inject(None, "error_429"), {}),
         (75, "500 50001", lambda duo: duo.inject(None, "error_500"), {}),
         (75, "127.0.0.1 refused", lambda duo: None, {"DUO_API_HOST": NOBODY}),
     ],

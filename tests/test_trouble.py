@@ -122,7 +122,7 @@ def test_a_429_is_waited_out(duo, collector, retry_after):
     result = collector.once("--log-types", "telephony")
     assert result.status == 0, result.stderr
     assert_all_written(duo, result.events, ["telephony"])
-    assert "Duo limits requests (429 42901 Too Many Requests)" in result.stderr
+    assert "rate-limited by Duo (429 42901 Too Many Requests)" in result.stderr
     if retry_after:
         for before, after in zip(duo.requests, duo.requests[1:]):
             if before.status == 429:
