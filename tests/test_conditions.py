@@ -346,7 +346,7 @@ def test_a_millisecond_that_cannot_be_paged_past_is_a_hole_told_and_counted_once
     assert [(result.status, len(result.events)) for result in results] == [(0, 1_100), (0, 0), (0, 0)]
     told = "".join(result.stderr for result in results)
     assert told.count("a hole") == 1
-    assert re.search("telephony: a hole, maybe: .*shows only 1,000 events of one millisecond", told)
+    assert re.search("telephony: perhaps a hole: .*shows only 1,000 events of one millisecond", told)
     assert holes(collector, "telephony") == 1
 
 

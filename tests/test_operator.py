@@ -581,7 +581,7 @@ REFUSES = {**FAR, "HTTPS_PROXY": "http://user:hunter2@127.0.0.1:1"}
 def test_what_keeps_duo_out_of_reach_is_told_apart(duo, collector, tmp_path):
     def check_line(collector, **environ):
         result = collector.run("--check", "--log-types", "telephony", environ=environ)
-        warned = re.findall(r"WARNING (DUO_API_HOST) is \S+\.invalid, which is no host of Duo's", result.stderr)
+        warned = re.findall(r"WARNING (DUO_API_HOST) is \S+\.invalid, which is not a Duo host", result.stderr)
         far = environ.get("DUO_API_HOST") == FAR["DUO_API_HOST"]
         assert (result.status, len(warned), result.stderr.count("\n"), result.stdout.count("\n")) == (75, far, far, 1)
         return result.stdout
