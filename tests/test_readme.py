@@ -171,34 +171,48 @@ def fill(text, settings):
     return text
 
 
+def every_command():
+    """README's commands in its order, the line for cron among them."""
+    commands = [text.strip() if language else text.replace("*/5 * * * * ", "").strip() for language, text in BLOCKS
+                if language == "sh" or text.startswith("*/5 ")]  # fmt: skip
+    assert sum("--once -q >>" in command for command in commands) == 1
+    return commands
+
+
 @pytest.fixture
 def clone(tmp_path):
     """A folder with what `git clone` and README's first commands make, and settings for a simulated tenant."""
-    folder = tmp_path / "duo_collector"
-    folder.mkdir()
+    home, logs = tmp_path / "home", tmp_path / "log"
+    folder = home / "duo_collector"
+    folder.mkdir(parents=True)
+    logs.mkdir()
     for name in ("duo_collector.py", "requirements.txt", ".env.example"):
         shutil.copy(ROOT / name, folder)
     (folder / ".venv").symlink_to(sys.prefix)
-    home = tmp_path / "home"
     environ = {"HOME": str(home), "PATH": os.environ["PATH"]}
 
     def run(command):
+        """In its output too, the folder for events is the one that README has root create."""
+        command = command.replace("/var/log/duo", str(logs / "duo"))
         done = subprocess.run(command, shell=True, cwd=folder, env=environ, capture_output=True, text=True, timeout=60)
-        return done.returncode, done.stdout, done.stderr
+        return done.returncode, done.stdout, done.stderr.replace(str(logs / "duo"), "/var/log/duo")
 
     (install,) = [text for text in COMMANDS if "git clone" in text]
     later = [line for line in install.splitlines() if not re.match("git clone|cd |python3 -m venv|.*pip install", line)]
     assert len(later) == 2
     for line in later:
         assert run(line) == (0, "", "")
-    return run, folder, home
+    return run, folder, home, logs / "duo"
 
 
 def test_commands_work_as_printed(clone):
     """In README's order, on a tenant that publishes a part of its events late; each prints what README shows."""
-    run, folder, home = clone
+    run, folder, home, logs = clone
     shown, published, late = dict(OUTPUTS), Counter(), {}
     assert len(shown) == 4
+    (make_folder,) = [text for text in COMMANDS if text.endswith("/var/log/duo")]
+    assert run(make_folder) == (0, "", "")
+    assert logs.stat().st_mode & 0o777 == 0o750
     with Simulator() as duo:
         now = duo.now_ms()
         for log_type in LOG_TYPES:
@@ -210,7 +224,12 @@ def test_commands_work_as_printed(clone):
         told = re.search("`DUO_CHECKPOINT_FILE=([^`]+)`", section("Install"))[1]
         settings = fill((folder / ".env").read_text(), {**duo.settings, "DUO_CHECKPOINT_FILE": told})
         (folder / ".env").write_text(settings)
-        for command in [text for text in COMMANDS if text.startswith(".venv/bin/python duo_collector.py")]:
+        checkpoints = home / ".local/state/duo/checkpoints.json"
+        for command in [text for text in every_command() if "duo_collector.py --" in text and not text.startswith("zcat")]:
+            if "--once" in command and not checkpoints.exists():
+                # The preview came first, and has moved nothing.
+                assert (folder / "preview.jsonl").stat().st_mode & 0o777 == 0o600
+                assert len((folder / "preview.jsonl").read_text().splitlines()) == sum(published.values()) - 60
             if "--missing-from" in command:
                 for log_type, events in late.items():
                     duo.add(log_type, events)
@@ -223,9 +242,9 @@ def test_commands_work_as_printed(clone):
         status, stdout, stderr = run(audit)
         assert (status, stdout) == (0, "")
         assert len(re.findall(", 0 missing from -$", stderr, re.M)) == 3
-        lines = (folder / "duo.jsonl").read_text().splitlines()
+        lines = (logs / "duo.jsonl").read_text().splitlines()
         assert Counter(json.dumps(json.loads(line), sort_keys=True) for line in lines) == published
-        assert json.loads((home / ".local/state/duo/checkpoints.json").read_text())["AUTH_SINCE_TIME"]
+        assert json.loads(checkpoints.read_text())["AUTH_SINCE_TIME"]
         assert 50 < len((folder / "again.jsonl").read_text().splitlines()) < 500
 
 
