@@ -371,6 +371,31 @@ def test_a_receiver_that_cannot_prove_itself_gets_nothing(shipper, wrong):
     assert lines == [line for line in written if line not in missing_lines]
 
 
+@pytest.mark.parametrize("shipper", ["rsyslog"], indirect=True)
+def test_rsyslog_stopped_while_it_refuses_the_receiver_loses_one_event(shipper):
+    """The one that a comment in rsyslog.conf speaks of, and no more: what was read before is not lost or sent again."""
+    port, right = shipper.receiver.port, shipper.receiver.context
+    before, during = numbered(0, 50), numbered(50, 200)
+    shipper.append(*before)
+    shipper.start()
+    shipper.receiver.wait_for(before[-1])
+    shipper.stop()
+    assert shipper.receiver.lines() == before
+    shipper.receiver.close()
+    false = Receiver(port, WRONG["authority"](shipper))
+    shipper.start()
+    time.sleep(1)  # the events are to be appended while it runs
+    shipper.append(*during)
+    wait_for(lambda: false.attempts >= 2, "second try to connect")
+    shipper.stop()
+    false.close()
+    shipper.receiver = Receiver(port, right)
+    shipper.start()
+    shipper.receiver.wait_for(during[-1])
+    shipper.stop()
+    assert shipper.receiver.lines() in (during, during[1:])
+
+
 @BOTH
 def test_plain_tcp_is_there_for_the_asking(shipper):
     shipper.choose_plain()
