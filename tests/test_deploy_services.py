@@ -360,7 +360,7 @@ def test_twenty_child_accounts_by_timer(machine):
             machine.write("/etc/duo-collector/accounts.key", settings.pop("DUO_SECRET_KEY") + "\n", 0o600)
             lines = "".join(f"{name}={value}\n" for name, value in settings.items())
             machine.write("/etc/duo-collector/accounts.conf", lines, 0o600)
-            set_up = commands("cd /etc/duo-collector\n")
+            set_up = commands("(cd /etc/duo-collector\n")
             assert machine.run("bash", "-c", set_up).stdout == ""
             for child in first:
                 wait_for_all(machine, child.account["account_id"], child)
@@ -602,11 +602,36 @@ def test_a_search_for_late_events_never_repeats_any(machine):
         assert len(duo.requests) == before and not duos["new"].requests and not size(machine, "new")
 
 
+def test_from_the_cron_job_in_readme_and_uninstall(machine):
+    """deploy/README.md's commands: the tenant continues the job's checkpoint and file, and nothing of it stays."""
+    with tenants(machine, ("duo",), 50) as duos:
+        machine.run("bash", "-c", "rm -f /var/log/duo/* && mkdir -p ~/.local/state/duo")
+        job = f"{COLLECTOR} --once -q --env-file /etc/duo-collector/duo.env --checkpoint-file ~/.local/state/duo/checkpoints.json"
+        machine.run("bash", "-c", f"DUO_SECRET_KEY_FILE=/etc/duo-collector/duo.key {job} >>/var/log/duo/duo.jsonl")
+        wait_for_all(machine, "duo", duos["duo"])
+        machine.run("bash", "-euc", commands("install -d -o duo-collector -g duo-collector"))
+        publish(duos["duo"], 1, 10, 250, 200)
+        machine.run("systemctl", "start", "duo-collector@duo")
+        wait_for_all(machine, "duo", duos["duo"])
+        machine.run("bash", "-euc", commands("chown duo-collector /etc/duo-collector/acme.*").replace("acme", "duo"))
+        assert by_cron(machine, "MISSING", 'sh -c "$MISSING" duo').stdout == ""
+    machine.write("/etc/cron.d/duo-collector", (DEPLOY / "cron/duo-collector").read_text())
+    machine.run("systemctl", "enable", "--now", "duo-collector@duo", "duo-collector-lag@duo.timer")
+    machine.run("bash", "-euc", commands("systemctl stop 'duo-collector*'"))
+    left = (
+        "find /etc /opt/duo_collector /var/lib -name '*duo[-_]collector*'; getent passwd duo-collector; "
+        "systemctl list-units --no-legend 'duo-collector*'"
+    )
+    assert machine.run("bash", "-c", left, check=False).stdout == ""
+
+
 @pytest.mark.slow
 def test_cron(machine):
     """The real daemon, for two minutes: a bare environment, a run beside a run, a rotation under a run, then the alarm and
     the search for late events."""
     table = (DEPLOY / "cron/duo-collector").read_text()
+    assert re.findall(r'^[^#\n]*sh -c "\$COLLECT" (\w+)$', table, re.MULTILINE) == ["acme"]
+    table = table.replace("\n#1-59/5 ", "\n1-59/5 ")  # the second tenant, as its comment says
     table, changed = re.subn(r"^(\*/5|1-59/5) ", "* ", table, flags=re.MULTILINE)
     again = '* * * * * duo-collector sh -c "$COLLECT" {}\n'
     table += again.format("acme") + again.format("refused")
