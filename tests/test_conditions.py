@@ -709,7 +709,7 @@ def test_a_host_that_is_not_duos_is_told(collector, host, told):
     environ = {"DUO_API_HOST": host, "HTTPS_PROXY": "http://127.0.0.1:1"}
     result = collector.run("--check", "--log-types", "telephony", environ=environ)
     assert result.status == 75, result.stderr
-    assert ("signed requests go there" in result.stderr) == told
+    assert ("signed requests are sent there" in result.stderr) == told
 
 
 @pytest.mark.parametrize("interval, pause_s", [("1s", 1), ("0.5", 0.5)])

@@ -600,7 +600,7 @@ def test_what_keeps_duo_out_of_reach_is_told_apart(duo, collector, tmp_path):
     says = {
         "the name does not resolve": {"name"}, "check DUO_API_HOST, DNS, and": {"name"},
         "the proxy refuses": {"proxy", "407"}, "check HTTPS_PROXY": {"proxy", "407"}, "407 Proxy Auth": {"407"},
-        "its certificate is not trusted": {"certificate"}, "in REQUESTS_CA_BUNDLE": {"certificate"},
+        "its certificate is not trusted": {"certificate"}, "set REQUESTS_CA_BUNDLE to": {"certificate"},
         "Duo is down": {"refused"}, "Connection refused": {"proxy", "refused"},
         "not an answer from Duo": {"503"}, "Duo fails": {"500"},
     }  # fmt: skip
