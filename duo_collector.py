@@ -5,14 +5,14 @@
 # ///
 """Collect Cisco Duo's audit logs as JSON lines.
 
-It signs requests to Duo's Admin API, reads the authentication, administrator and telephony logs (and three more by
-name), each from its own checkpoint, and writes every event as a line of JSON to stdout, for a log shipper to pick up:
+Signs requests to Duo's Admin API, reads the authentication, administrator and telephony logs (and three more if named),
+each from its own checkpoint, and writes every event to stdout as one line of JSON, for a log shipper:
 
-    duo_collector.py --check      do the host, the keys and the permission work?
+    duo_collector.py --check      test the host, the keys and the permission
     duo_collector.py --once       one pass until caught up, then exit: for cron or a timer
-    duo_collector.py              a pass, a pause, a pass, until SIGTERM or SIGINT
-    duo_collector.py --status     how far has each log type got?
-    duo_collector.py --since 48h --missing-from FILE      what does Duo have that FILE does not?
+    duo_collector.py              pass after pass, with a pause in between, until SIGTERM or SIGINT
+    duo_collector.py --status     show how far each log type has got
+    duo_collector.py --since 48h --missing-from FILE      print the events that Duo has and FILE lacks
 
 The guarantee: every event that Duo publishes is written at least once, and twice only where the process ended between
 writing a page and saving its checkpoint. A page is therefore written and flushed before its checkpoint is saved.
@@ -58,12 +58,12 @@ from urllib.parse import quote, urlencode, urlsplit
 
 if sys.version_info < (3, 9):  # noqa: UP036
     sys.exit(f"duo_collector.py needs Python 3.9 or newer; this is {sys.version.split()[0]}")
-if TYPE_CHECKING:  # imported where it is needed: importing it takes longer than all of --status
+if TYPE_CHECKING:  # imported only where needed: the import takes longer than a whole --status run
     import requests
 
 __version__ = "2.0.0"
 BESIDE = os.path.dirname(os.path.abspath(__file__))
-When = Callable[[int], int]  # from now to a time, both in ms and by Duo's clock
+When = Callable[[int], int]  # takes the current time, returns another; both in ms, by Duo's clock
 log = logging.getLogger("duo_collector")
 
 
@@ -78,7 +78,7 @@ class CollectorError(Exception):
 
 
 class Problem(CollectorError):
-    """A request that brought no page: the reason, and Duo's answer if there was one."""
+    """A request that returned no page: the reason, and Duo's answer if there was one."""
 
     outcome = "failed"
 
@@ -94,13 +94,13 @@ class Refused(GaveUp):
 
 
 class BadRequest(GaveUp):
-    """Duo answers 400: to the parameters, or to a cursor that it does not accept any more."""
+    """Duo answers 400: it rejects the parameters, or no longer accepts the cursor."""
 
 
 class Failed(Problem):
     """Worth a retry: no connection, no answer in time, a 5xx, an answer that cannot be read."""
 
-    patience_s = 30  # after so long with no other result, a log type gives up for this pass
+    patience_s = 30  # a log type gives up its pass after this long with no other result
 
 
 class Limited(Failed):
@@ -111,11 +111,11 @@ class Limited(Failed):
 
 @dataclass(frozen=True)
 class Edges:
-    """What the program takes from the outside. Tests pass their own, and run all of it in virtual time."""
+    """External dependencies: clocks, waiting, HTTP. Tests inject their own and run everything in virtual time."""
 
     now: Callable[[], float]  # s since 1970, by the local clock
     monotonic: Callable[[], float]  # s
-    wait: Callable[[float], bool]  # for so many s; True as soon as SIGTERM or SIGINT has come
+    wait: Callable[[float], bool]  # for this many s; returns True at once on SIGTERM or SIGINT
     session: Callable[[], requests.Session]
 
 
@@ -128,25 +128,25 @@ class LogType:
 
     name: str
     path: str  # below /admin/
-    since_key: str  # its name in the environment and in the checkpoint file
-    unit_ms: int  # unit of Duo's bounds and of the checkpoint: 1 (13 digits) or 1000 (10 digits)
+    since_key: str  # environment variable for its seed, and key of its checkpoint in the file
+    unit_ms: int  # unit of mintime, maxtime and checkpoint, in ms: 1 (13 digits) or 1000 (10 digits)
     list_key: str  # the member of the answer that holds the events
-    time_field: str  # ISO 8601, or a number in the unit
+    time_field: str  # its value is ISO 8601, or a number in units of unit_ms
     id_field: str = ""  # empty: an event is identified by its content
     page_size: int = 1000
-    cursor: str = ""  # the parameter that asks for the next page; empty: a later mintime does
+    cursor: str = ""  # query parameter for the next page; empty: page by raising mintime
     sort: str = ""  # Duo's default is newest first
-    ordered: bool = True  # whether no page holds events older than those of the page before it
-    kept_days: int = 0  # Duo answers 400 to an earlier mintime; 0: it accepts any
-    delay_ms: int = 120_000  # Duo shows nothing younger; asking for it loses what is published in between
+    ordered: bool = True  # False: a page may hold events older than those of the page before it
+    kept_days: int = 0  # retention: Duo answers 400 to an earlier mintime; 0: any mintime is accepted
+    delay_ms: int = 120_000  # Duo serves nothing newer; asking for it would skip events not yet published
     successor: str = ""  # the log that replaces this one, which Duo is deprecating
 
     def floor(self, time_ms: float) -> int:
-        """A time in ms, cut to this log type's unit."""
+        """Round a time in ms down to this log type's unit."""
         return int(time_ms) // self.unit_ms * self.unit_ms
 
     def parse_since(self, text: str) -> int:
-        """Read a since time in this log type's unit, as ms. Raises ValueError."""
+        """Parse a since time in this log type's unit; return ms. Raises ValueError."""
         unit, digits = ("seconds", 10) if self.unit_ms == SECONDS else ("milliseconds", 13)
         if not re.fullmatch(f"[1-9][0-9]{{{digits - 1}}}", text):
             raise ValueError(f"write {unit} since 1970, {digits} digits such as {SEED_MS // self.unit_ms}")
@@ -177,7 +177,7 @@ DEFAULT_LOG_TYPES = "authentication,administrator,telephony"
 
 # Settings
 
-# Parsers of settings: each raises ValueError, whose text says what to write instead.
+# Parsers of settings: each raises ValueError with a message that says what to write instead.
 
 
 def parse_host(text: str) -> str:
@@ -194,8 +194,8 @@ def parse_host(text: str) -> str:
 
 
 def parse_key(text: str) -> str:
-    if not re.fullmatch("[!-~]+", text) or re.search("[\"'`]", text):  # it is not shown in what is said of it
-        raise ValueError("there is a space, quote, line break or nothing at all: write the bare key of the Admin Panel")
+    if not re.fullmatch("[!-~]+", text) or re.search("[\"'`]", text):  # messages must not show the key
+        raise ValueError("it is empty or has a space, quote or line break: write just the key from the Admin Panel")
     return text
 
 
@@ -219,7 +219,7 @@ def parse_log_types(text: str) -> tuple[LogType, ...]:
 
 
 def parse_path(text: str) -> str:
-    """Read a path, links followed: what a link names is to be replaced, not the link. Raises ValueError."""
+    """Parse a path and resolve symlinks, so that saving replaces the target, not the link. Raises ValueError."""
     if not text or "\0" in text:
         raise ValueError("write the path of a file")
     return os.path.realpath(os.path.expanduser(text))
@@ -235,7 +235,7 @@ parse_rate = partial(parse_number, "requests", 1, 1_000_000)
 
 
 def parse_lookback(text: str) -> int:
-    """Read whole seconds, as ms."""
+    """Parse whole seconds; return ms."""
     return 1000 * int(parse_number("whole seconds", 0, 86_400, text.replace(".", "no fraction")))
 
 
@@ -245,37 +245,37 @@ EPOCH, MILLISECOND = datetime(1970, 1, 1, tzinfo=timezone.utc), timedelta(millis
 
 
 def parse_age(text: str) -> int:
-    """Read a length of time such as 90m, as ms."""
+    """Parse a duration such as 90m; return ms."""
     if not re.fullmatch(AGE, text):
-        raise ValueError("write a length of time as 90s, 15m, 24h or 7d")
+        raise ValueError("write a duration such as 90s, 15m, 24h or 7d")
     return int(text[:-1]) * AGES_MS[text[-1]]
 
 
 def parse_interval(text: str) -> float:
-    """Read a number of seconds, or an age such as 10m, as s."""
+    """Parse seconds, or a duration such as 10m; return seconds."""
     seconds = str(parse_age(text) / 1000) if re.fullmatch(AGE, text) else text
-    return parse_number("seconds, or an age such as 10m,", 0.01, 86_400, seconds)
+    return parse_number("seconds, or a duration such as 10m,", 0.01, 86_400, seconds)
 
 
 def parse_when(option: str, text: str) -> When:
-    """Read --since or --until: ISO 8601, UTC unless it says otherwise; an age; now."""
+    """Parse --since or --until: ISO 8601 (UTC unless it has an offset), an age, or now."""
     iso_ms, is_age = parse_iso(text), re.fullmatch(AGE, text)
     if (iso_ms is None and not is_age and text != "now") or (iso_ms or 0) > 4_102_444_800_000:  # the year 2100
-        raise ValueError("write a time as 2026-11-01 or 2026-11-01T08:00Z, an age as 90m, 24h or 7d, or now")
+        raise ValueError("write a time such as 2026-11-01 or 2026-11-01T08:00Z, an age such as 90m or 7d, or now")
 
     def when(now_ms: int) -> int:
         when_ms = now_ms - (parse_age(text) if is_age else 0) if iso_ms is None else int(iso_ms)
         if when_ms > now_ms:
             raise CollectorError(f"{option}: {text} is {duration(when_ms - now_ms)} ahead of now", 2)
-        return max(when_ms, 10**12)  # 2001, before Duo was; an earlier time has too few digits for the file
+        return max(when_ms, 10**12)  # 2001, before Duo existed; earlier times have too few digits for the file
 
     return when
 
 
 def parse_iso(text: str) -> float | None:
-    """Read an ISO 8601 time as ms, UTC unless it says otherwise; None when it is none."""
+    """Parse an ISO 8601 time, UTC unless it has an offset; return ms, or None if it is invalid."""
     try:
-        parsed = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)  # 3.10 knows no Z
+        parsed = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)  # Python 3.10 rejects Z
         return ((parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)) - EPOCH) / MILLISECOND
     except (ValueError, OverflowError):
         return None
@@ -309,8 +309,8 @@ def redact(text: str) -> str:
 
 
 def setting(variable: str, option: str, parse: Callable[[str], Any], default: str = "", unset: Any = "") -> Any:
-    """A field of Settings, and how to read it: what `parse` makes of the option, or else of the variable, or else of
-    the default; `unset` where there is none of them. A secret is not shown."""
+    """A field of Settings and how to read it: `parse` the option, else the variable, else the default; `unset` if there
+    is none of these. Secrets are kept out of repr()."""
     row = (variable, option, parse, default, unset)
     return field(default=unset, metadata={"row": row}, repr=parse not in (parse_key, parse_key_file))
 
@@ -328,19 +328,19 @@ class Settings:
     requests_per_minute: float = setting("DUO_REQUESTS_PER_MINUTE", "", parse_rate, "50")
     lookback_ms: int = setting("DUO_LOOKBACK", "", parse_lookback, "300")
     since: When | None = setting("", "--since", partial(parse_when, "--since"), unset=None)
-    until: When | None = setting("", "--until", partial(parse_when, "--until"), unset=None)  # then no checkpoint moves
-    missing_from: str = setting("", "--missing-from", str)  # lines that were written before
+    until: When | None = setting("", "--until", partial(parse_when, "--until"), unset=None)  # moves no checkpoint
+    missing_from: str = setting("", "--missing-from", str)  # path of a file with lines written earlier
     max_lag_ms: int | None = setting("", "--max-lag", parse_age, unset=None)
     seeds: Mapping[LogType, int] = field(default_factory=dict)  # ms
 
     @property
     def host(self) -> str:
-        """What is signed, and what every event carries: lower case, no port."""
+        """The hostname to sign and to add to every event: lower case, no port."""
         return urlsplit(self.base_url).hostname or ""
 
     @property
     def account(self) -> str:
-        """Whose events these are, as the checkpoint file names it."""
+        """The account that the events belong to, as named in the checkpoint file."""
         return self.host + (f"/{self.account_id}" if self.account_id else "")
 
 
@@ -350,7 +350,7 @@ VARIABLES = [row[0] for row in (*ROWS.values(), KEY_FILE) if row[0]]
 
 
 def load_env_file(path: str, required: bool) -> bool:
-    """Set what the environment lacks from a settings file; return whether the file exists. Raises CollectorError."""
+    """Set missing environment variables from a settings file; return whether it exists. Raises CollectorError."""
     from dotenv.parser import parse_stream
 
     folder = os.path.dirname(os.path.abspath(path))
@@ -362,18 +362,18 @@ def load_env_file(path: str, required: bool) -> bool:
                 name, value = line.key, line.value or ""
                 if line.error:
                     log.warning("settings file %s, line %d: this is not NAME=VALUE", path, line.original.line)
-                elif name:  # a relative path starts at the file's folder: cron starts elsewhere
+                elif name:  # a relative path is relative to the file: cron runs elsewhere
                     is_path = value and name in VARIABLES and name.endswith("_FILE")
                     os.environ.setdefault(name, os.path.join(folder, os.path.expanduser(value)) if is_path else value)
         return True
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no variable can have
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or an invalid variable name
         if isinstance(error, FileNotFoundError) and not required:
             return False
         raise CollectorError(f"settings file {path} cannot be read: {one_line(error)}", 78) from None
 
 
 def load_settings(options: argparse.Namespace, environ: Mapping[str, str], looked_for: str = "") -> Settings:
-    """Check everything that a run needs. Raises CollectorError."""
+    """Read and check all settings. Raises CollectorError."""
 
     def read(variable: str, option: str, parse: Callable[[str], Any], default: str, unset: Any) -> Any:
         given = getattr(options, option[2:].replace("-", "_"), None)
@@ -391,18 +391,18 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], looke
     else:
         for name in sorted({name for name in environ if name.startswith("DUO_")}.difference(VARIABLES)):
             nearest = difflib.get_close_matches(name, VARIABLES, 1, 0)[0]
-            log.warning("%s is not a setting, and is ignored; did you mean %s?", one_line(name), nearest)
+            log.warning("%s is not a setting and is ignored; did you mean %s?", one_line(name), nearest)
         lacking = [row[0] for row in rows.values() if row[2] in (parse_host, parse_key) and not environ.get(row[0])]
         if lacking:
             said = ", ".join(f"{name} is {'empty' if name in environ else 'not set'}" for name in lacking)
             raise CollectorError(said + looked_for, 78)
-    if not os.path.exists(bundle := environ.get("REQUESTS_CA_BUNDLE") or "/"):  # which requests reads by itself
-        raise CollectorError(f"REQUESTS_CA_BUNDLE {one_line(repr(bundle))}: write the path of certificates", 78)
+    if not os.path.exists(bundle := environ.get("REQUESTS_CA_BUNDLE") or "/"):  # requests reads this variable itself
+        raise CollectorError(f"REQUESTS_CA_BUNDLE {one_line(repr(bundle))}: write the path of a CA bundle", 78)
     seeds = {it: read(it.since_key, "", it.parse_since, str(SEED_MS // it.unit_ms), 0) for it in LOG_TYPES.values()}
     settings = Settings(seeds=seeds, **{name: read(*row) for name, row in rows.items()})
     path = settings.metrics_file
     if path and (path == settings.checkpoint_file or os.path.isdir(path) or not os.path.isdir(os.path.dirname(path))):
-        raise CollectorError(f"DUO_METRICS_FILE {path}: write another path, of a file in a folder that exists", 78)
+        raise CollectorError(f"DUO_METRICS_FILE {path}: write the path of another file, in a folder that exists", 78)
     return settings
 
 
@@ -410,14 +410,14 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], looke
 
 
 def canonical_query(parameters: Mapping[str, str]) -> str:
-    """The query string that Duo signs, percent-encoded as in RFC 3986, sorted by encoded name; it is sent as it is."""
+    """The query string to sign and to send unchanged: percent-encoded as in RFC 3986, sorted by encoded name."""
     return urlencode(sorted(parameters.items(), key=lambda item: quote(item[0], "")), quote_via=quote)
 
 
 def sign(request: requests.PreparedRequest, settings: Settings, date: str) -> requests.PreparedRequest:
     """Sign a prepared request with an RFC 2822 date: HMAC-SHA512, version 5 of duo.com/docs/adminapi#authentication."""
     url, body = urlsplit(request.url or ""), request.body if isinstance(request.body, bytes) else b""
-    hashes = [hashlib.sha512(part).hexdigest() for part in (body, b"")]  # the second is of no X-Duo-* headers
+    hashes = [hashlib.sha512(part).hexdigest() for part in (body, b"")]  # the second stands for no X-Duo-* headers
     lines = (date, request.method or "", settings.host, url.path, url.query, *hashes)
     digest = hmac.new(settings.secret_key.encode(), "\n".join(lines).encode(), hashlib.sha512).hexdigest()
     credentials = base64.b64encode(f"{settings.integration_key}:{digest}".encode()).decode()
@@ -427,9 +427,9 @@ def sign(request: requests.PreparedRequest, settings: Settings, date: str) -> re
 
 # Requests
 
-CONNECT_S, SILENCE_S, ANSWER_S = 10, 20, 300  # the longest wait for a connection, the next byte, a whole answer
-ANSWER_BYTES = 64_000_000  # a page of 1,000 events has some 1.5 million
-JITTER_S, CLOCK_S, SKEW_S = 5, 30, 300  # clock differences: ignored up to; warned of from; refused by Duo from
+CONNECT_S, SILENCE_S, ANSWER_S = 10, 20, 300  # timeouts in s: connection, next byte, whole answer
+ANSWER_BYTES = 64_000_000  # a page of 1,000 events has about 1.5 million bytes
+JITTER_S, CLOCK_S, SKEW_S = 5, 30, 300  # clock skew: ignored up to; warning above; refused by Duo above
 
 
 def open_session() -> requests.Session:
@@ -468,7 +468,7 @@ class Answer(NamedTuple):
 
 
 class Duo:
-    """Duo's APIs over one kept-alive connection, and what is known of Duo's clock."""
+    """Duo's APIs over one persistent connection, and the known offset of Duo's clock."""
 
     def __init__(self, settings: Settings, edges: Edges) -> None:
         self.settings, self.edges, self.session = settings, edges, edges.session()
@@ -478,14 +478,14 @@ class Duo:
         self.answered = set[str]()  # names of the log types that these keys may read
 
     def now_ms(self) -> int:
-        """Duo's clock, as far as it is known."""
+        """The time by Duo's clock, as far as known."""
         return int((self.edges.now() + self.clock_offset_s) * 1000)
 
     def send(self, url: str, body: bytes, log_type: LogType | None) -> Answer:
         """A signed GET, or with a body a POST, and its answer, whatever it is. Raises Failed if none came."""
         method, sent_ms = "POST" if body else "GET", self.edges.now() * 1000
         try:
-            signal.signal(signal.SIGALRM, raise_too_late)  # a timeout of requests is for one read only
+            signal.signal(signal.SIGALRM, raise_too_late)  # the timeout of requests covers single reads only
             signal.setitimer(signal.ITIMER_REAL, ANSWER_S)
             sent: Any = {"data": body, "headers": {"Content-Type": "application/json"}} if body else {}
             response = self.session.request(method, url, timeout=(CONNECT_S, SILENCE_S), stream=True, **sent)
@@ -493,9 +493,9 @@ class Duo:
             content = response.raw.read(ANSWER_BYTES + 1, decode_content=True)
             if len(content) > ANSWER_BYTES:
                 raise Failed(f"an answer of more than {ANSWER_BYTES:,} bytes")
-            response.close()  # which keeps the connection, since all of the answer was read
+            response.close()  # the connection is reused, since the whole answer was read
         except Exception as error:  # whatever requests and urllib3 raise for a proxy, a header or a certificate
-            self.session.close()  # so that the rest of that answer is not taken for the next one
+            self.session.close()  # the rest of this answer must not be read as the next one
             said = f"no answer from {self.settings.host}: {why_none(error)}"
             raise (error if isinstance(error, Failed) else Failed(said)) from None
         finally:
@@ -533,7 +533,7 @@ class Duo:
             raise Failed(f"an answer with invalid metadata: {one_line(str(metadata))}") from None
 
     def ask_clock(self) -> None:
-        """Learn Duo's clock by a call that needs no signature. Raises Failed. Source: duo_unix #311."""
+        """Get Duo's time from an endpoint that needs no signature. Raises Failed. Source: duo_unix #311."""
         answer = self.ask("/auth/v2/ping", {})
         try:
             self.learn_clock(answer, 1000 * int(answer.fields["response"]["time"]))
@@ -541,14 +541,14 @@ class Duo:
             raise Failed(f"Duo does not give its time at /auth/v2/ping ({answer.status})") from None
 
     def learn_clock(self, answer: Answer, now_ms: float = 0) -> None:
-        """Take Duo's clock from an answer: `now_ms` if it says that, or its Date, unless a proxy has stamped that."""
+        """Learn Duo's clock from an answer: from `now_ms` if given, else from its Date unless a proxy has set that."""
         date_ms, signed_ms = now_ms or answer.date_ms(), answer.sent_ms + self.clock_offset_s * 1000
-        if answer.fields.get("stat") not in ("OK", "FAIL") or date_ms is None:  # it is not Duo's
+        if answer.fields.get("stat") not in ("OK", "FAIL") or date_ms is None:  # not from Duo
             return
         if abs(date_ms - signed_ms) > SKEW_S * 1000 and not now_ms and answer.status != 401:
-            return  # Duo accepted our date, so a Date this far from it is not Duo's
-        # Duo stamped it, in whole seconds, between our sending and receiving. A difference that may be right stays; for
-        # any other take the lower bound, so that a window never ends later than what Duo shows.
+            return  # Duo accepted our date, so a Date this far off is not Duo's
+        # Duo set it, in whole seconds, between our sending and receiving. Keep an offset that is consistent with this;
+        # otherwise take the lower bound, so that a window never ends later than what Duo serves.
         if not signed_ms - 1000 < date_ms <= signed_ms + answer.received_ms - answer.sent_ms:
             self.clock_offset_s = (date_ms - answer.received_ms) / 1000
 
@@ -557,19 +557,19 @@ def raise_too_late(*_: Any) -> NoReturn:
     raise Failed(f"no complete answer within {ANSWER_S} s")
 
 
-UNREACHABLE = {  # by the class of an exception of requests, urllib3 or Python: what it means, and what to do
+UNREACHABLE = {  # exception class in requests, urllib3 or Python: its meaning and what to do
     "InvalidURL": "an invalid address: check HTTPS_PROXY",  # its text may hold a password
     "ProxyError": "the proxy refuses or cannot be reached ({said}): check HTTPS_PROXY and NO_PROXY",
     "gaierror": "the name does not resolve ({said}): check DUO_API_HOST, DNS, and whether HTTPS_PROXY is needed",
     "SSLCertVerificationError": "its certificate is not trusted ({said}): set REQUESTS_CA_BUNDLE to a TLS proxy's CA",
     "SSLError": "no TLS ({said}): check DUO_API_HOST, HTTPS_PROXY and REQUESTS_CA_BUNDLE",
     "ReadTimeoutError": "timed out ({said}): a firewall or proxy drops requests, or Duo is slow",
-    "RequestException": "no connection ({said}): a firewall, a missing HTTPS_PROXY, or Duo is down",
+    "RequestException": "no connection ({said}): a firewall blocks it, HTTPS_PROXY is missing, or Duo is down",
 }  # fmt: skip
 
 
 def why_none(error: BaseException) -> str:
-    """Why there was no answer: the reason that requests and urllib3 have wrapped up, and what to do about it."""
+    """Why there was no answer, from the exceptions that requests and urllib3 wrap, and what to do about it."""
     chain = [error]
     for outer in chain:
         inner = (getattr(outer, "reason", None), *outer.args, outer.__cause__)
@@ -586,16 +586,16 @@ def why_none(error: BaseException) -> str:
 class Event(NamedTuple):
     """One event: Duo's own text, its identity and its time."""
 
-    text: str  # the beginning of a line of JSON in ASCII: more fields may follow
-    identity: str  # its id or, where it has none, `#` and a hash of its content
+    text: str  # start of a JSON line in ASCII: more fields may follow
+    identity: str  # its id or, if it has none, `#` and a hash of its content
     time_ms: float
-    untimed: bool  # its time is missing or odd, and time_ms is that of the event before it
+    untimed: bool  # its time is missing or invalid; time_ms is that of the previous event
 
 
 class Page(NamedTuple):
     events: list[Event]
     cursor: str | None = None
-    total: int | None = None  # events in the window, says Duo: a hint
+    total: int | None = None  # Duo's count of events in the window: a hint only
 
 
 def refuse_constant(name: str) -> NoReturn:
@@ -608,20 +608,20 @@ BETWEEN = re.compile(r"\s*(?:,\s*(?=[^\s\]])|(?=\]))")
 
 
 def escape_json(error: UnicodeError) -> tuple[str, int]:
-    """Have bytes.decode() escape what is not ASCII, which JSON has inside strings only; a wrong byte becomes U+FFFD."""
+    """Escape non-ASCII bytes in bytes.decode(): JSON has them only in strings. An invalid byte becomes U+FFFD."""
     assert isinstance(error, UnicodeDecodeError)
     end = NOT_ASCII.match(error.object, error.start).end()  # type: ignore[union-attr]
     return json.dumps(error.object[error.start : end].decode(errors="replace"))[1:-1], end
 
 
-codecs.register_error("escape_json", escape_json)  # a substitution by re takes twice the time
+codecs.register_error("escape_json", escape_json)  # re.sub() would take twice as long
 
 
 def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, Any], list[Event] | None, str]:
-    """Split an answer into its JSON without events, the events as they came, and why that cannot be done."""
+    """Split an answer into its JSON without events, the events as sent and, on failure, the reason."""
     events: list[Event] | None = None
     try:
-        text = body.decode("ascii", "escape_json").replace("\n", " ").replace("\r", " ")  # which stand between tokens
+        text = body.decode("ascii", "escape_json").replace("\n", " ").replace("\r", " ")  # only found between tokens
         opening = log_type and re.search(rf'"{log_type.list_key}"\s*:\s*\[\s*', text)
         if log_type and opening:
             events, at = [], opening.end()
@@ -634,7 +634,7 @@ def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, An
         fields = json.loads(text, parse_constant=refuse_constant)
         return (fields, events, "") if isinstance(fields, dict) else ({}, None, "")
     except (IndexError, RecursionError, ValueError) as error:
-        why = "it is nested too deep" if isinstance(error, RecursionError) else one_line(error)
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else one_line(error)
         return {}, None, why if b'"stat"' in body else ""
 
 
@@ -642,7 +642,7 @@ ADDED = frozenset(("eventtype", "host", "child_account_id"))
 
 
 def read_event(log_type: LogType, text: str, value: Any, before_ms: float = 0) -> Event:
-    """An event from its text and its value. The text is kept, as numbers would change if they were encoded again."""
+    """Build an event from its text and value. The text is kept, as re-encoding could change numbers."""
     if not isinstance(value, dict):
         value, text = {"event": value}, '{"event":' + text + "}"
     if not ADDED.isdisjoint(value):
@@ -658,7 +658,7 @@ def without_added(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def identity_of(log_type: LogType, value: Mapping[str, Any]) -> str:
-    """What identifies an event: its id or, where it has none, `#` and a hash of its content."""
+    """An event's identity: its id or, if it has none, `#` and a hash of its content."""
     identity = value.get(log_type.id_field)
     if isinstance(identity, str) and identity:
         return identity
@@ -666,7 +666,7 @@ def identity_of(log_type: LogType, value: Mapping[str, Any]) -> str:
 
 
 def event_time(log_type: LogType, value: Any) -> float | None:
-    """An event's time in ms, fraction included; None where it is odd."""
+    """An event's time in ms, including a fraction; None if missing or invalid."""
     is_number = isinstance(value, (int, float))
     time_ms = value * log_type.unit_ms if is_number else parse_iso(value) if isinstance(value, str) else None
     return time_ms if time_ms is not None and 0 <= time_ms < 10**14 else None
@@ -676,12 +676,12 @@ def read_cursor(value: Any) -> str | None:
     """The cursor of the next page: a string, an int, or for authentication a list. Raises ValueError."""
     parts = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(part, (str, int)) for part in parts):
-        raise ValueError("a cursor of another kind")
+        raise ValueError("unexpected type of cursor")
     return ",".join(map(str, parts)) or None
 
 
 def read_total(value: Any) -> int | None:
-    """total_objects: an int, or an object with one as its value, unless that is just a lower bound."""
+    """Read total_objects: an int, or an object with an int value; None if that is only a lower bound."""
     if isinstance(value, dict):
         value = value.get("value") if value.get("relation", "eq") == "eq" else None
     return value if isinstance(value, int) else None
@@ -689,17 +689,17 @@ def read_total(value: Any) -> int | None:
 
 HEADER_LOST = "a header did not reach Duo ({said}): a proxy strips it"
 NOT_IN_PLAN = "the account's plan does not include this log, or it is switched off: remove it from DUO_LOG_TYPES"
-MEANINGS: Mapping[str, tuple[type[Problem], str]] = {  # by Duo's code, by status, or by what refusal() makes of them
+MEANINGS: Mapping[str, tuple[type[Problem], str]] = {  # key: Duo's code, HTTP status, or a case that refusal() finds
     "400": (BadRequest, "Duo rejects the request ({said}): check the since time, and report it"),
     "40101": (Refused, HEADER_LOST), "40104": (Refused, HEADER_LOST),
-    "40105": (Refused, "Duo refuses the date of the request ({said}): {clock}"),
+    "40105": (Refused, "Duo refuses the request's date ({said}): {clock}"),
     "40112": (Refused, "Duo refuses the type of signature ({said}): are the keys those of an Admin API application?"),
     "401": (Refused, "Duo refuses the credentials ({said}): {suspect}"),
     "403": (Refused, 'Duo refuses the permission ({said}): tick "Grant read log" in the Duo Admin Panel, Applications,'
             " your Admin API application, Permissions; and check its Networks for API access"),
     "403 of one": (Refused, "Duo refuses this log ({said}), but serves others with these keys: " + NOT_IN_PLAN),
     "404": (Refused, "Duo does not have this log for the account ({said}): " + NOT_IN_PLAN),
-    "405": (BadRequest, "Duo received another method ({said}): a proxy changes requests"),
+    "405": (BadRequest, "Duo received a different HTTP method ({said}): a proxy changes requests"),
     "429": (Limited, "rate-limited by Duo ({said}): raise DUO_INTERVAL if this persists"),
     "5xx": (Failed, "Duo fails ({said}): if this persists, see status.duo.com"),
     "accounts": (Refused, "Duo lists no accounts ({said}): use the host and keys of an Accounts API application"),
@@ -708,7 +708,7 @@ MEANINGS: Mapping[str, tuple[type[Problem], str]] = {  # by Duo's code, by statu
 
 
 def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
-    """What an answer without a page means, in Duo's words and ours."""
+    """The exception for an answer without a page: its meaning, and Duo's own words."""
     given, status, settings = answer.fields, answer.status, duo.settings
     code, words = str(given.get("code", "")), f"{given.get('message') or ''} {given.get('message_detail') or ''}"
     if status == 200 and re.fullmatch("[45][0-9]{4}", code):  # a failure, although it says 200
@@ -744,7 +744,7 @@ def clock_words(answer: Answer) -> str:
 
 
 def suspect(settings: Settings, answer: Answer) -> str:
-    """Which setting it most likely is when Duo refuses the credentials. Source: duo.com/docs/adminapi."""
+    """The setting that is most likely wrong when Duo refuses the credentials. Source: duo.com/docs/adminapi."""
     integration, secret, clock = settings.integration_key, settings.secret_key, clock_words(answer)
     if re.fullmatch("DI.{18}", secret):
         return "the secret key looks like an integration key; are the two swapped?"
@@ -758,30 +758,30 @@ def suspect(settings: Settings, answer: Answer) -> str:
 
 # Walks
 
-SLICE_PAGES = 20  # of an unordered log: the most that a pass which breaks off has to read again
+SLICE_PAGES = 20  # of an unordered log: the most that an interrupted pass has to reread
 
 
 class Walk:
     """A walk through a window of time (ms, both bounds included), page by page, oldest first.
 
-    Ask for `parameters`, hand the page to `step`, take what is new from `fresh`, until `step` returns False. It follows
-    Duo's cursor. Where there is none, or Duo refuses it, or it comes again, it goes on from the time up to which the
-    pages have shown everything (`reached_ms`). An unordered log is read in slices of time."""
+    Request `parameters`, pass the page to `step`, take the new events from `fresh`, until `step` returns False. It
+    follows Duo's cursor. If there is none, or Duo refuses or repeats it, it continues from the time up to which the
+    pages are complete (`reached_ms`). An unordered log is read in time slices."""
 
     def __init__(self, log_type: LogType, start_ms: int, until_ms: int, found_hole: Callable[[int, int, str], None],
                  known: Mapping[str, int] | None = None) -> None:  # fmt: skip
-        """`found_hole` is called with first, last (ms), words. `known`: events written before; None: trust no count."""
+        """`found_hole`: reports first, last (ms), message. `known`: events written; None: ignore Duo's count."""
         self.log_type, self.start_ms, self.until_ms = log_type, start_ms, until_ms
         self.found_hole, self.known = found_hole, known
         self.at_ms = self.reached_ms = self.newest_ms = start_ms  # mintime; everything before was shown; newest event
         self.end_ms, self.slice_pages, self.cursor, self.cursors = until_ms, 0, "", {""}  # of the slice being read
         self.lead_s = 0 if log_type.cursor else 1  # v1: ask a second earlier, as mintime may exclude its own second
-        self.page = self.fresh = dict[str, Event]()  # events of the latest page, and those that the one before lacked
+        self.page = self.fresh = dict[str, Event]()  # events of the latest page; those not on the page before
         self.occurrences = Counter[str]()  # of events without an id
-        self.full = log_type.page_size if log_type.cursor else 10  # a page of so many may be cut short
+        self.full = log_type.page_size if log_type.cursor else 10  # a page of this many may be truncated
         self.cut = ""  # the message for an instant that the end of a page may have cut short
         self.pages = self.received = 0
-        self.total: int | None = None  # events in the window, says Duo
+        self.total: int | None = None  # Duo's count of events in the window
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -792,14 +792,14 @@ class Walk:
         return {**bounds, **{name: text for name, text in (("sort", row.sort), (row.cursor, self.cursor)) if text}}
 
     def identify(self, events: list[Event]) -> dict[str, Event]:
-        """A page's events in the order of their time, by identity: the same event twice, without an id, is two."""
+        """A page's events by identity, in time order. Equal events without an id are counted as separate events."""
         found, early_ms = dict[str, Event](), self.start_ms - self.lead_s * 1000
-        if not self.cursor:  # such a page starts with a whole second or ms, and with it the count
+        if not self.cursor:  # such a page starts at a whole second or ms, so the count restarts
             self.occurrences.clear()
         for event in sorted(events, key=lambda event: event.time_ms):
             identity = event.identity
             if early_ms <= event.time_ms < self.start_ms and not event.untimed:
-                continue  # of the second before the window, which was asked for in addition
+                continue  # from the extra second requested before the window
             if identity[0] == "#":
                 self.occurrences[identity] += 1
                 identity = f"{identity[1:]}#{self.occurrences[identity]}"
@@ -807,14 +807,14 @@ class Walk:
         return found
 
     def step(self, page: Page | None) -> bool:
-        """Take the page that was asked for (None: Duo refused the cursor); return whether there is more to ask for."""
+        """Process the requested page (None: Duo refused the cursor); return whether to request another."""
         before, events = self.page, page.events if page else list(self.page.values())
         self.page = self.identify(events) if page else before
         self.fresh = {identity: event for identity, event in self.page.items() if identity not in before}
         self.pages, self.slice_pages = self.pages + 1, self.slice_pages + 1
         self.received += len(self.fresh)
         times = [event.time_ms for event in events if not event.untimed]
-        within = [time_ms for time_ms in times if self.start_ms <= time_ms <= self.end_ms]  # others are odd, or later
+        within = [time_ms for time_ms in times if self.start_ms <= time_ms <= self.end_ms]  # rest: invalid or later
         self.newest_ms = max(self.newest_ms, self.log_type.floor(max(within, default=0)))
         if self.log_type.ordered and within:
             last_ms = within[-1] if self.log_type.sort else max(within)
@@ -834,23 +834,23 @@ class Walk:
         return self.step_by_time(page) if self.log_type.ordered else self.next_slice(drained=False)
 
     def is_whole(self, count: int) -> bool:
-        """Whether the first page is all of the window, by Duo's count, which may be wrong. It is trusted only where the
-        next pass starts later, or nothing is new: that pass would see the same first page again."""
+        """Whether the first page is the whole window by Duo's count. The count may be wrong, so trust it only if the
+        next pass starts later or nothing is new: otherwise that pass would get this first page again."""
         if self.known is None or self.pages > 1 or not self.total == count < self.log_type.page_size:
             return False
         return self.reached_ms > self.start_ms or self.page.keys() <= self.known.keys()
 
     def step_by_time(self, page: Page | None) -> bool:
-        """Go on without a cursor, from the last instant (s on v1, ms on v2) of a page. A page that shows nothing later
-        and is not full ends the walk. A full page of one instant may be cut short, and Duo has no way to ask for the
-        rest of that instant: go on after it."""
+        """Continue without a cursor, from the last instant of a page (a second on v1, a ms on v2). A page with nothing
+        later that is not full ends the walk. A full page of one instant may be truncated, and Duo's API cannot return
+        the rest of that instant: continue after it."""
         at_ms, unit_ms, events = self.at_ms, self.log_type.unit_ms, page.events if page else list(self.page.values())
         times, count = [event.time_ms for event in events if not event.untimed], len(events)
         latest_ms = max(times, default=0) if page else at_ms
-        beyond_window = latest_ms >= at_ms + unit_ms  # or it would be reached
+        beyond_window = latest_ms >= at_ms + unit_ms  # if it were within, reached_ms would be later
         not_full = page and not page.cursor and count < self.full
         ignores_mintime = (self.log_type.cursor or times) and latest_ms < at_ms - self.lead_s * 1000
-        if self.cut and self.newest_ms >= at_ms:  # there is more after that instant, so it did fill a page
+        if self.cut and self.newest_ms >= at_ms:  # more events follow that instant, so it did fill a page
             self.found_hole(at_ms - unit_ms, at_ms - unit_ms, self.cut)
         self.cut = ""
         if self.reached_ms > at_ms:
@@ -858,7 +858,7 @@ class Walk:
         elif beyond_window or not_full or ignores_mintime:
             return False
         elif self.lead_s and any(at_ms - unit_ms <= time_ms < at_ms for time_ms in times):
-            self.lead_s = 0  # so mintime does include its own second, and the one before takes up room on the page
+            self.lead_s = 0  # mintime includes its own second, so the second before only wastes page space
         else:
             what = f"{counted(count, 'event')}{' of one millisecond' if unit_ms == MS else ''}"
             if count >= self.full:
@@ -871,8 +871,8 @@ class Walk:
         return self.at_ms < self.end_ms or not self.log_type.cursor
 
     def next_slice(self, drained: bool) -> bool:
-        """Go on after a finished slice or, if it takes too many pages or has lost its cursor, with half of it. Returns
-        whether anything is left. In an ordered log the window is one slice."""
+        """Continue after a finished slice or, if it takes too many pages or has lost its cursor, with half of it.
+        Returns whether anything is left. For an ordered log, the whole window is one slice."""
         length_ms = self.end_ms - self.at_ms
         if not drained and length_ms < 1000:
             words = f"perhaps a hole: after {iso(self.at_ms)} Duo shows only part of a second; continuing after it"
@@ -890,25 +890,25 @@ class Walk:
 
 
 HEALTH: Mapping[str, Any] = {  # what is reported about a log type; collection does not need it
-    "events": 0, "holes": 0, "pass_ms": 0,  # since the checkpoint file was begun; how long the last pass took
-    "ok": 0, "limited": 0, "refused": 0, "failed": 0,  # requests, by what came of them
+    "events": 0, "holes": 0, "pass_ms": 0,  # since the checkpoint file was created; duration of the last pass
+    "ok": 0, "limited": 0, "refused": 0, "failed": 0,  # requests by outcome
     "last_success_ms": 0, "last_error_ms": 0, "last_error": "",  # when a pass last caught up, and when one last failed
 }  # fmt: skip
 
 
 @dataclass
 class State:
-    """What is kept of a log type from pass to pass, and, under these names, in the checkpoint file; times in ms."""
+    """A log type's state between passes, saved under these names in the checkpoint file; times in ms."""
 
     since_ms: int  # the checkpoint: everything up to here has been written
-    start_ms: int  # the next pass reads from here on, and `written` has all events that were written from here on
-    written: dict[str, int]  # event identity: its time; forgotten once that is before start_ms
-    hole_ms: int = 0  # the end of the last hole that was told
+    start_ms: int  # the next pass reads from here; `written` holds all events written from here on
+    written: dict[str, int]  # event identity: time in ms; dropped once before start_ms
+    hole_ms: int = 0  # end of the last hole reported
     health: dict[str, Any] = field(default_factory=lambda: dict(HEALTH))
 
     def advance(self, since_ms: int, newest_ms: int, lookback_ms: int, written: Mapping[str, int]) -> None:
-        """Everything up to `since_ms` has been written. The next pass starts at the lookback or, if that is earlier, at
-        the newest event known: what Duo publishes after its log pipeline stood still is later than that."""
+        """Record that all up to `since_ms` is written. The next pass starts at the lookback or, if earlier, the newest
+        known event: what Duo publishes after a stall of its log pipeline is newer than that event."""
         self.since_ms = max(self.since_ms, since_ms)
         self.start_ms = max(self.start_ms, min(self.since_ms - lookback_ms, newest_ms))
         known = (*self.written.items(), *written.items())
@@ -925,7 +925,7 @@ class Checkpoints:
         self.states = {row: self.read(row, seed_ms) for row, seed_ms in settings.seeds.items()}
         owner = self.document.get("account", settings.account)
         if settings.base_url and owner != settings.account:
-            said = f"belongs to {one_line(str(owner))}, these settings to {settings.account}: give each its own file"
+            said = f"belongs to {one_line(str(owner))}, these settings to {settings.account}: use one file for each"
             raise CollectorError(f'checkpoint file {path} {said}; if they are one account, remove "account"', 78)
 
     def read(self, log_type: LogType, seed_ms: int) -> State:
@@ -972,11 +972,11 @@ class Checkpoints:
         self.document = document
 
 
-OURS = ("state", "written", "health", "clock_offset_s")  # the last three are of version 1
+OURS = ("state", "written", "health", "clock_offset_s")  # the last three are from version 1
 
 
 def read_json_object(path: str) -> dict[str, Any]:
-    """Read a JSON object from a file; an empty one where there is no file. Raises CollectorError."""
+    """Read a JSON object from a file; return an empty one if there is no file. Raises CollectorError."""
     try:
         with open(path, encoding="utf-8", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             document = json.load(file)
@@ -987,7 +987,7 @@ def read_json_object(path: str) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         found = ("" if isinstance(error, OSError) else "it is not JSON: ") + one_line(error)
-    remedy = "it is left as it was; restore it, or move it away to start from the seeds"
+    remedy = "the file is unchanged; restore it, or move it away to start from the seeds"
     raise CollectorError(f"checkpoint file {path} cannot be read: {found} ({remedy})", 78)
 
 
@@ -1009,7 +1009,7 @@ def replacing(path: str, text: str) -> Iterator[None]:
         yield
         os.replace(new, path)
         try:
-            os.fsync(folder)  # or a power failure undoes the replacement
+            os.fsync(folder)  # otherwise a power failure could undo the replacement
         except OSError as error:
             if error.errno != errno.EINVAL:  # some network file systems answer that
                 raise
@@ -1027,22 +1027,22 @@ def folder_trouble(path: str) -> str:
 
 
 def lock(path: str) -> IO[bytes]:
-    """Lock out other runs until the returned file, beside the one that saves replace, is closed. Raises
-    CollectorError."""
+    """Lock out other runs until the returned file is closed. It is a separate file, since saving replaces the
+    checkpoint file. Raises CollectorError."""
     beside = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.lock")
     try:
         if trouble := folder_trouble(path):
             raise OSError(0, trouble)
         try:
-            file: IO[bytes] = open(beside, "ab+", buffering=0)  # NFS locks only what can be written
+            file: IO[bytes] = open(beside, "ab+", buffering=0)  # NFS locks only files open for writing
         except PermissionError:
-            file = open(beside, "rb")  # another user ran it before
+            file = open(beside, "rb")  # created by another user's run
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         said = f"another run (process {one_line(os.pread(file.fileno(), 20, 0).decode(errors='replace'))}) holds"
         raise CollectorError(f"{said} checkpoint file {path}: wait for it, or stop it", 75) from None
     except OSError as error:
-        raise CollectorError(f"checkpoint file {path} cannot be locked there: {one_line(error)}", 78) from None
+        raise CollectorError(f"checkpoint file {path} cannot be locked: {one_line(error)}", 78) from None
     with contextlib.suppress(OSError):
         file.truncate(0)
         file.write(str(os.getpid()).encode())
@@ -1058,7 +1058,7 @@ class Output:
         if sys.stdout is None:  # the next file opened would get its number, and the events
             raise CollectorError("stdout is closed: there is nowhere to write to", 74)
         self.fd = sys.stdout.fileno()
-        os.set_blocking(self.fd, True)  # whoever shares a pipe may have made it non-blocking
+        os.set_blocking(self.fd, True)  # a process sharing the pipe may have made it non-blocking
         self.regular, size = stat.S_ISREG(os.fstat(self.fd).st_mode), os.fstat(self.fd).st_size
         self.torn = self.regular and size > 0 and interrupted
         if self.regular and size:  # if it can be read; on macOS it has the mode of the descriptor
@@ -1066,7 +1066,7 @@ class Output:
                 self.torn = os.pread(file.fileno(), 1, size - 1) != b"\n"
 
     def write(self, lines: list[str]) -> None:
-        """Write all of these JSON lines as ASCII, in a regular file durably. Raises CollectorError."""
+        """Write all of these JSON lines as ASCII; sync a regular file to disk. Raises CollectorError."""
         try:
             if self.torn and lines:
                 os.write(self.fd, b"\n")
@@ -1078,22 +1078,22 @@ class Output:
             if self.regular and lines:
                 os.fsync(self.fd)
         except OSError as error:
-            said = f"stdout cannot be written: {one_line(error)}; the checkpoint stays where it was"
+            said = f"stdout cannot be written: {one_line(error)}; the checkpoint is unchanged"
             raise CollectorError(said, 74) from None
 
 
 def read_written(settings: Settings) -> set[bytes]:
-    """The digests of this account's events that the file of --missing-from holds. Raises CollectorError."""
+    """Digests of this account's events in the file given to --missing-from. Raises CollectorError."""
     found, occurrences, path = set[bytes](), Counter[bytes](), settings.missing_from
     rows = {(row.name, settings.host, settings.account_id): row for row in settings.log_types}
     try:
         with open(0 if path == "-" else path, "rb") as file:
             for line in file:
-                with contextlib.suppress(KeyError, RecursionError, TypeError, ValueError):  # torn, or not ours
+                with contextlib.suppress(KeyError, RecursionError, TypeError, ValueError):  # partial, or not ours
                     value = json.loads(line)
                     row = rows[value["eventtype"], value["host"], value.get("child_account_id", "")]
                     identity = identity_of(row, without_added(value))
-                    if identity[0] == "#":  # an event without an id counts as often as the file has it
+                    if identity[0] == "#":  # count each copy of an event without an id
                         key = digest(row, identity)
                         occurrences[key] += 1
                         identity = f"{identity[1:]}#{occurrences[key]}"
@@ -1104,7 +1104,7 @@ def read_written(settings: Settings) -> set[bytes]:
 
 
 def digest(log_type: LogType, identity: str) -> bytes:
-    """16 bytes for what identifies an event: a million of them should fit into memory."""
+    """A 16-byte digest of an event's identity: a million of them should fit in memory."""
     return hashlib.blake2b(f"{log_type.name} {identity}".encode(errors="replace"), digest_size=16).digest()
 
 
@@ -1116,18 +1116,18 @@ class Pace:
 
     A 429 does not say whether requests come too fast or a quota is used up. The first retry comes soon. If it brings a
     page, the interval was too short: it grows by half, and shrinks by 3 % with each page. If not, or if as many pages
-    came as at the last limit, it is a quota per minute: the pages of the last minute are the limit for four minutes, or
-    longer if it is found again, and the next retry comes when the first of them is a minute (here 61 s) old."""
+    came as at the last limit, assume a quota per minute: the pages of the last minute are the limit for four minutes,
+    or longer if it recurs, and the next retry comes when the first of them is a minute (here 61 s) old."""
 
     def __init__(self, requests_per_minute: float) -> None:
         self.shortest = self.interval = 61 / requests_per_minute
-        self.pages: deque[float] = deque(maxlen=int(requests_per_minute) + 2)  # when they were asked for
-        self.limit = self.known = self.tries = 0  # pages a minute, now and as last found; 429s in a row, first at `met`
-        self.hold, self.limit_until = 240.0, 0.0  # for how long a limit is believed
+        self.pages: deque[float] = deque(maxlen=int(requests_per_minute) + 2)  # when they were requested
+        self.limit = self.known = self.tries = 0  # pages a minute: in force, last found; 429s in a row, first at `met`
+        self.hold, self.limit_until = 240.0, 0.0  # how long a limit applies; until when
         self.met = self.due = self.backoff = 0.0
 
     def page(self, sent: float) -> None:
-        """The request of `sent` brought a page."""
+        """The request sent at `sent` returned a page."""
         self.interval = max(self.shortest, min(61, self.interval * (1.5 if self.tries == 1 else 0.97)))
         self.limit = self.limit if sent < self.limit_until else 0
         self.tries, self.backoff = 0, 0.0
@@ -1137,7 +1137,7 @@ class Pace:
             self.due = max(self.due, self.pages[-self.limit] + 61)
 
     def limited(self, sent: float) -> None:
-        """The request of `sent` was answered with 429."""
+        """The request sent at `sent` was answered with 429."""
         self.tries += 1
         self.met = sent if self.tries == 1 else self.met
         minute = [page for page in self.pages if page > self.met - 61]
@@ -1152,7 +1152,7 @@ class Pace:
             self.due = sent + max(self.shortest, min(60, 2**self.tries) * random.uniform(1, 1.2))
 
     def failed(self, now: float) -> None:
-        """A request has failed, which says nothing about the limit: doubling with jitter, up to a minute."""
+        """A request failed, which says nothing about the limit: back off exponentially, up to a minute, with jitter."""
         self.backoff = min(60, max(1, 2 * self.backoff))
         self.due = max(self.due, now + self.backoff * random.uniform(0.75, 1.25))
 
@@ -1169,8 +1169,8 @@ class Run:
     output: Output
     stderr: StderrHandler
     once: bool = False
-    is_range: bool = False  # whether a range is printed, and no checkpoint moved
-    in_file: set[bytes] | None = None  # with --missing-from: the events that its file has
+    is_range: bool = False  # whether to print a range and move no checkpoint
+    in_file: set[bytes] | None = None  # with --missing-from: digests of the events in FILE
     report_due: float = 0.0  # s, by the monotonic clock
 
 
@@ -1180,19 +1180,19 @@ class Collector:
     def __init__(self, run: Run, log_type: LogType) -> None:
         self.run, self.log_type, self.state = run, log_type, run.checkpoints.states[log_type]
         self.health, self.pace = self.state.health, Pace(run.settings.requests_per_minute)
-        self.until_ms = math.inf  # where a range ends; not included
+        self.until_ms = math.inf  # end of a range in ms, exclusive
         child = {"child_account_id": run.settings.account_id} if run.settings.account_id else {}  # as Duo Log Sync does
         added = {"eventtype": log_type.name, "host": run.settings.host, **child}  # as Duo's own client adds them
         self.tail = json.dumps(added, separators=(",", ":"))[1:] + "\n"
-        self.status = self.requests = self.written = self.read = 0  # of a pass; read: events, known ones included
-        self.due = self.began = self.sent = 0.0  # s: next turn, this pass, last request
-        self.busy = True  # whether a pass is under way, or has yet to begin
-        self.failing: dict[type[Failed], float] = {}  # since when there has been nothing but that
-        self.walk: Walk | None = None  # once its first page is there
+        self.status = self.requests = self.written = self.read = 0  # of a pass; read includes events that FILE has
+        self.due = self.began = self.sent = 0.0  # s, monotonic: next turn, start of pass, last request
+        self.busy = True  # whether a pass is under way or about to begin
+        self.failing: dict[type[Failed], float] = {}  # time of the first in a row of each kind
+        self.walk: Walk | None = None  # set once its first page has arrived
         self.turns = self.passes()
 
     def passes(self) -> Iterator[float]:
-        """Pass after pass, a request at a time. Yields when the next one is due (s, by the monotonic clock)."""
+        """Run pass after pass, one request at a time. Yields the time the next one is due (s, monotonic clock)."""
         edges = self.run.edges
         while True:
             self.busy, self.began, self.failing = True, edges.monotonic(), {}
@@ -1205,7 +1205,7 @@ class Collector:
             yield math.inf if self.run.once else edges.monotonic() + self.run.settings.interval_s
 
     def read_window(self) -> Iterator[float]:
-        """One pass: read up to now less Duo's delay, and write and checkpoint page after page. Yields as passes() does.
+        """One pass: read up to now minus Duo's delay; write and checkpoint each page. Yields as passes() does.
         Raises GaveUp and CollectorError."""
         duo, walk, opened, more = self.run.duo, self.open_walk(), 1, True
         while more:
@@ -1220,12 +1220,12 @@ class Collector:
                 self.postpone(problem)
                 continue
             except Refused as problem:
-                yield self.run.edges.monotonic()  # the other log types go first: their answers help to explain it
+                yield self.run.edges.monotonic()  # let other log types go first: their answers help to explain this
                 raise refusal(duo, problem.answer, self.log_type) if problem.answer else problem from None
             except BadRequest:
                 if not walk.cursor:
                     raise
-            # The first answer tells Duo's clock. If the window was wrong by it, open another, and drop this page.
+            # The first answer tells Duo's time. If that makes the window wrong, drop this page and open a new window.
             too_far = walk.until_ms > duo.now_ms() - self.log_type.delay_ms
             if not walk.pages and opened < 3 and (too_far or abs(duo.clock_offset_s - known_s) > JITTER_S):
                 walk, opened = self.open_walk(), opened + 1
@@ -1236,30 +1236,30 @@ class Collector:
         self.accept_start(walk)
 
     def open_walk(self) -> Walk:
-        """A walk through what is to be read now, by Duo's clock as far as it is known. It may be empty."""
+        """A walk through the window to read now, by Duo's clock as far as known. It may be empty."""
         row, state, now_ms, start_ms = self.log_type, self.state, self.run.duo.now_ms(), self.state.start_ms
         until_ms = int(min((now_ms - row.delay_ms) // 1000 * 1000, self.until_ms))
-        if row.kept_days:  # half an hour inside Duo's limit, as time passes on the way
+        if row.kept_days:  # half an hour inside Duo's retention, as time passes before the request
             edge_ms = now_ms - row.kept_days * DAY_MS + DAY_MS // 48
             start_ms = edge_ms + DAY_MS // 48 if state.since_ms < edge_ms else max(start_ms, edge_ms)
         return Walk(row, start_ms, until_ms, self.tell_hole, None if self.run.is_range else state.written)
 
     def accept_start(self, walk: Walk) -> None:
-        """Go on where this walk starts, and say so if Duo no longer serves what lies before that."""
+        """If Duo no longer serves what is before this walk, move the checkpoint to its start and log a warning."""
         row, since_ms = self.log_type, self.state.since_ms
         if walk.start_ms > since_ms:
             gap = f"{iso(since_ms)} to {iso(min(walk.start_ms, self.until_ms))}"
-            log.warning("%s: Duo serves the last %d days only; passed over: %s", row.name, row.kept_days, gap)
+            log.warning("%s: Duo serves only the last %d days; passed over: %s", row.name, row.kept_days, gap)
             self.state.since_ms = self.state.start_ms = walk.start_ms
 
     def fetch(self, walk: Walk) -> Page:
-        """The page that the walk asks for. Raises Refused, BadRequest, GaveUp or Failed."""
+        """Fetch the page that the walk asks for. Raises Refused, BadRequest, GaveUp or Failed."""
         self.sent, duo = self.run.edges.monotonic(), self.run.duo
         self.requests, self.pace.due = self.requests + 1, self.sent + self.pace.shortest
         try:
             if walk.start_ms < walk.until_ms:
                 page = duo.fetch_page(self.log_type, walk.parameters)
-            else:  # by the local clock the checkpoint is ahead of now: is it, by Duo's?
+            else:  # the checkpoint is ahead of the local clock: check it against Duo's
                 duo.ask_clock()
                 page, ahead_ms = Page([]), self.state.since_ms - duo.now_ms()
                 if ahead_ms > 0:
@@ -1273,11 +1273,11 @@ class Collector:
         return page
 
     def postpone(self, problem: Failed) -> None:
-        """Have the request sent again later. Raises GaveUp when patience runs out."""
+        """Schedule a retry. Raises GaveUp once failures have lasted for patience_s."""
         now, first, pace, sent = self.run.edges.monotonic(), not self.failing, self.pace, self.sent
         asked_s = problem.answer.retry_after_s if problem.answer else 0
         if isinstance(problem, Limited):
-            self.failing.pop(Failed, None)  # Duo is there
+            self.failing.pop(Failed, None)  # Duo can be reached
             pace.limited(sent)
         else:
             pace.failed(now)
@@ -1315,7 +1315,7 @@ class Collector:
             run.output.write(lines)
 
     def tell_hole(self, first_ms: int, last_ms: int, words: str) -> None:
-        """Report and count a hole, events that Duo has and does not show: once, even if later passes meet it again."""
+        """Report and count a hole (events that Duo has but does not return) once, even if later passes find it too."""
         if first_ms > self.state.hole_ms:
             self.state.hole_ms = last_ms
             self.health["holes"] += 1
@@ -1344,7 +1344,7 @@ def run_passes(run: Run, collectors: list[Collector]) -> int:
         wait_s = max(0.0, collector.due - edges.monotonic())
         if edges.wait(min(wait_s, REPORT_S) if any(other.busy for other in collectors) else wait_s):
             run.stderr.show([])
-            log.info("stopped by a signal%s", "" if run.is_range else "; all that was written is checkpointed")
+            log.info("stopped by a signal%s", "" if run.is_range else "; everything written is checkpointed")
             return max(GaveUp.status, *(collector.status for collector in collectors)) if run.once else 0
         if edges.monotonic() >= collector.due:
             collector.due = next(collector.turns)
@@ -1358,14 +1358,14 @@ REPORT_S = 30  # how often a long pass reports
 
 
 def report(run: Run, collectors: list[Collector]) -> None:
-    """Save the health, log the progress and write the metrics: when a pass ends, and every REPORT_S of a longer one."""
+    """Save the health, log the progress and write the metrics: at the end of a pass, and every REPORT_S during it."""
     now, under_way = run.edges.monotonic(), [collector for collector in collectors if collector.walk]
     at_end = not any(collector.busy for collector in collectors)
     if run.stderr.terminal:
         run.stderr.show([progress(collector, now) for collector in under_way])
     if at_end or now >= run.report_due:
         run.report_due = now + REPORT_S
-        with contextlib.suppress(CollectorError), run.checkpoints.saving():  # of the health: no reason to stop
+        with contextlib.suppress(CollectorError), run.checkpoints.saving():  # only the health: carry on if it fails
             pass
         for collector in [] if run.stderr.terminal else under_way:
             if now >= collector.began + REPORT_S:
@@ -1375,9 +1375,9 @@ def report(run: Run, collectors: list[Collector]) -> None:
     if at_end:
         if abs(off_s := run.duo.clock_offset_s) > CLOCK_S:
             off = f"{abs(off_s):.0f} s {'behind' if off_s > 0 else 'ahead of'}"
-            log.warning("local clock is %s Duo's; collecting by Duo's, but set it right", off)
+            log.warning("local clock is %s Duo's; collection goes by Duo's clock, but set it right", off)
         run.duo.session.close()  # Duo would have closed the connection by the next pass
-        run.duo.answered.clear()  # the next pass may be refused what this one was not
+        run.duo.answered.clear()  # the keys' permissions may change before the next pass
 
 
 def progress(collector: Collector, now: float) -> str:
@@ -1390,11 +1390,11 @@ def progress(collector: Collector, now: float) -> str:
         return f"{name}: {events}"
     share = (walk.reached_ms - walk.start_ms) / max(1, walk.until_ms - walk.start_ms)
     share = min(1.0, walk.received / walk.total if walk.total else share)
-    left = f"{duration(elapsed_s * (1 / share - 1) * 1000)} left" if share > 0 else "just begun"
+    left = f"{duration(elapsed_s * (1 / share - 1) * 1000)} left" if share > 0 else "just started"
     return f"{name}: {share:.0%}, {left}; {events}, up to {iso(walk.reached_ms)}"
 
 
-METRICS = {  # a name and its label: what it shows
+METRICS = {  # metric name and label: source of the value
     "events_total": "events", "holes_total": "holes", "pass_duration_seconds": "pass_ms",
     "checkpoint_timestamp_seconds": "since_ms", "last_success_timestamp_seconds": "last_success_ms",
     **{f'requests_total,outcome="{outcome}"': outcome for outcome in ("ok", "limited", "refused", "failed")},
@@ -1422,7 +1422,7 @@ def write_metrics(run: Run, collectors: list[Collector]) -> None:
             lines += [f"# TYPE {clock} gauge\n", f'{clock}{{host="{account}"}} {run.duo.clock_offset_s}\n']
         with replacing(path, "".join(lines)):
             pass
-        os.chmod(path, 0o644)  # whatever the umask: node_exporter is another user
+        os.chmod(path, 0o644)  # despite the umask: node_exporter runs as another user
     except OSError as error:
         log.warning("DUO_METRICS_FILE %s cannot be written: %s", path, one_line(error))
 
@@ -1432,7 +1432,7 @@ def show_status(settings: Settings, edges: Edges, as_json: bool) -> int:
     output, checkpoints, now_ms = Output(), Checkpoints(settings.checkpoint_file, settings), edges.now() * 1000
     if not checkpoints.document:
         what = "is empty" if os.path.exists(checkpoints.path) else "does not exist yet"
-        log.info("checkpoint file %s %s: these are the seeds", checkpoints.path, what)
+        log.info("checkpoint file %s %s: showing the seeds", checkpoints.path, what)
     document, late, limit_ms = dict[str, Any](), list[str](), settings.max_lag_ms
     for row in settings.log_types:
         since_ms, health = checkpoints.states[row].since_ms, checkpoints.states[row].health
@@ -1471,7 +1471,7 @@ def check(settings: Settings, edges: Edges) -> int:
         except Problem as problem:
             problems[row] = problem
     for row in settings.log_types:
-        if isinstance(problems.get(row), Refused):  # which is clearer once Duo has answered for the other log types
+        if isinstance(problems.get(row), Refused):  # the reason is clearer once the other log types are answered
             problems[row] = refusal(duo, problems[row].answer, row)
         before, words = words, redact(str(problems.get(row, "ok")))
         output.write([f"{row.name}: {'the same' if before == words != 'ok' else words}\n"])
@@ -1495,7 +1495,7 @@ def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler,
     """Collect, in one pass or in passes until stopped; return the exit status. Raises CollectorError."""
     is_range, path = bool(settings.until or settings.missing_from), settings.checkpoint_file
     output = Output(interrupted=is_range or os.path.exists(f"{path}.new"))
-    with contextlib.nullcontext() if is_range else lock(path):  # a range leaves the file to a service
+    with contextlib.nullcontext() if is_range else lock(path):  # a range does not touch the file
         checkpoints = Checkpoints("" if is_range else path, settings)
         if stop:
             stop_on_signals(stop, checkpoints.writing, GaveUp.status if once or is_range else 0)
@@ -1505,7 +1505,7 @@ def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler,
             if (key := it.log_type.since_key) in checkpoints.document and os.environ.get(key):
                 log.info("%s is not used: the checkpoint file says %s", key, iso(it.state.since_ms))
         if settings.missing_from:
-            service = Checkpoints(path, settings)  # read before FILE is: what is older is in FILE by then
+            service = Checkpoints(path, settings)  # read before FILE, so that FILE holds all that is older
             for it in collectors if service.document else ():
                 it.until_ms = service.states[it.log_type].start_ms  # where the next pass of the service starts
             run.in_file = read_written(settings)
@@ -1521,12 +1521,12 @@ def start_at(run: Run, collectors: list[Collector], since: When, until: When | N
     now_ms = run.duo.now_ms()
     since_ms, until_ms = since(now_ms), until(now_ms) if until else math.inf
     if until_ms <= since_ms:
-        raise CollectorError("--until: write a time later than that of --since", 2)
+        raise CollectorError("--until: write a time later than --since", 2)
     for it in collectors:
         row, state, start_ms = it.log_type, it.state, it.log_type.floor(since_ms)
         if (it.health["events"] or it.health["last_success_ms"]) and state.since_ms != start_ms:
             first_ms, last_ms = sorted((start_ms, state.since_ms))
-            does = "writes again what was written" if start_ms == first_ms else "passes over what lies"
+            does = "repeats the events" if start_ms == first_ms else "passes over the events"
             log.warning("%s: --since %s from %s to %s", row.name, does, iso(first_ms), iso(last_ms))
         state.since_ms, state.start_ms, state.hole_ms, state.written = start_ms, start_ms, 0, {}
         it.until_ms = min(it.until_ms, row.floor(until_ms) if until else math.inf)
@@ -1535,18 +1535,18 @@ def start_at(run: Run, collectors: list[Collector], since: When, until: When | N
 
 
 def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int) -> None:
-    """Have SIGTERM and SIGINT set `stop`, and end the process GRACE_S later, as a kill would. A thread does it, since a
-    blocked main thread runs no handler. `writing` is held while a page and its checkpoint are written."""
+    """On SIGTERM or SIGINT set `stop`, and end the process GRACE_S later, like SIGKILL. This takes a thread: a blocked
+    main thread runs no signal handler. `writing` is held while a page and its checkpoint are written."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
 
     def watch() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # which is for the main thread
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # SIGALRM is for the main thread
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
         stop.set()
         time.sleep(GRACE_S)
-        in_page, said = not writing.acquire(blocking=False), "in the middle of a request; nothing of it was written"
+        in_page, said = not writing.acquire(blocking=False), "during a request; none of its events were written"
         if in_page:
-            said = "while a page was being written: its reader or the disk is slow; the checkpoint is before that page"
+            said = "while writing a page: stdout's reader or the disk is slow; the checkpoint is before that page"
         with contextlib.suppress(OSError):
             if select.select([], [2], [], 0)[1]:  # not if the main thread is blocked writing to it
                 log.log(logging.ERROR if in_page else logging.INFO, "stopped by a signal %s", said)
@@ -1570,17 +1570,17 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add, mode, level = parser.add_argument, parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
     mode.add_argument("--once", action="store_true", help="one pass until caught up, then exit (for cron or a timer)")
-    add("--interval", metavar="SECONDS", help="pause between two passes, also as 10m (DUO_INTERVAL, or 300)")
-    add("--log-types", metavar="LIST", help=f"of {', '.join(LOG_TYPES)} (DUO_LOG_TYPES, or the first three)")
-    add("--since", metavar="WHEN", help="start here, not at the checkpoint (UTC): 2026-11-01, 2026-11-01T08:00Z, 24h")
+    add("--interval", metavar="SECONDS", help="pause between passes, in s or as 10m (default: DUO_INTERVAL, or 300)")
+    add("--log-types", metavar="LIST", help=f"any of {','.join(LOG_TYPES)} (default: DUO_LOG_TYPES, or the first 3)")
+    add("--since", metavar="WHEN", help="start here (UTC), not at the checkpoint: 2026-11-01, 2026-11-01T08:00Z, 24h")
     add("--until", metavar="WHEN", help="with --since: print that range, and do not move the checkpoint")
-    add("--missing-from", metavar="FILE", help="with --since: print what Duo has and FILE (- for stdin) does not")
-    add("--env-file", metavar="PATH", help="settings file (.env beside the script)")
+    add("--missing-from", metavar="FILE", help="with --since: print events that Duo has and FILE (- for stdin) lacks")
+    add("--env-file", metavar="PATH", help="settings file (default: .env beside the script)")
     add("--checkpoint-file", metavar="PATH", help="where it keeps its state (DUO_CHECKPOINT_FILE, or checkpoints.json)")
-    mode.add_argument("--check", action="store_true", help="request a little of each log type; print ok or what to fix")
+    mode.add_argument("--check", action="store_true", help="send a small request per log type; print ok or what to fix")
     mode.add_argument("--status", action="store_true", help="show how far each log type has got, without a request")
     mode.add_argument("--accounts", action="store_true", help="list the child accounts of an Accounts API application")
-    add("--max-lag", metavar="AGE", help="with --status: exit with 75 if any is further behind, as 15m")
+    add("--max-lag", metavar="AGE", help="with --status: exit 75 if any is further behind or ahead, such as 15m")
     add("--json", action="store_true", help="with --status: one JSON object")
     level.add_argument("-v", "--verbose", action="store_true", help="log every request")
     level.add_argument("-q", "--quiet", action="store_true", help="log warnings and errors only")
@@ -1588,11 +1588,11 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     for name, needed in (("until", "since"), ("missing_from", "since"), ("max_lag", "status"), ("json", "status")):
         if getattr(options, name) and not getattr(options, needed):
-            parser.error(f"--{name.replace('_', '-')} goes with --{needed}")
+            parser.error(f"--{name.replace('_', '-')} needs --{needed}")
     if options.missing_from == "":
         parser.error("--missing-from is empty: write the path of a file, or - for standard input")
     if options.since and (options.check or options.status or options.accounts):
-        parser.error("--since does not go with --check, --status or --accounts: they collect nothing")
+        parser.error("--since cannot be used with --check, --status or --accounts: they collect nothing")
     return options
 
 
@@ -1604,7 +1604,7 @@ class StderrHandler(logging.Handler):
         self.terminal, self.shown, self.journal = False, 0, False
         with contextlib.suppress(OSError):
             self.terminal = os.isatty(2) and not os.isatty(1) and os.environ.get("TERM", "dumb") != "dumb"
-            stream = os.fstat(2)  # a child of a service has the variable too, but maybe another stderr
+            stream = os.fstat(2)  # a service's child inherits the variable, but may have another stderr
             self.journal = os.environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
         words = "%(levelname)s %(message)s" if self.journal else "%(asctime)s %(levelname)s %(message)s"
         self.setFormatter(logging.Formatter(words, "%Y-%m-%dT%H:%M:%SZ"))
@@ -1630,11 +1630,11 @@ class StderrHandler(logging.Handler):
 
 
 def main(arguments: list[str] | None = None, edges: Edges | None = None) -> int:
-    """Do what the command line says; return the exit status. Without edges they are the real ones."""
+    """Run the command line; return the exit status. `edges` defaults to the real ones."""
     stop = None if edges else threading.Event()
     if stop:
         edges = Edges(time.time, time.monotonic, stop.wait, open_session)
-        for number in (signal.SIGTERM, signal.SIGINT):  # until there is something to save; PID 1 has no default
+        for number in (signal.SIGTERM, signal.SIGINT):  # until there is something to save; PID 1 has no default action
             signal.signal(number, lambda number, _: os._exit(128 + number))
     assert edges
     stderr, logging.Formatter.converter = StderrHandler(), time.gmtime
@@ -1655,7 +1655,7 @@ def main(arguments: list[str] | None = None, edges: Edges | None = None) -> int:
         log.error("%s", error)
         return error.status
     except ModuleNotFoundError as error:
-        log.error("%s is missing: use the Python of .venv, or pip install -r requirements.txt", error.name)
+        log.error("%s is missing: use the Python in .venv, or run pip install -r requirements.txt", error.name)
         return 78
 
 

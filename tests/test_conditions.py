@@ -264,7 +264,7 @@ def test_since_warns_when_it_repeats_events(duo, collector):
     again = collector.once("--log-types", "telephony", "--since", "4h")
     assert len(again.events) == 300
     (line,) = [line for line in again.stderr.splitlines() if "WARNING" in line]
-    span = re.search(r"telephony: --since writes again what was written from (\S+) to (\S+)$", line)
+    span = re.search(r"telephony: --since repeats the events from (\S+) to (\S+)$", line)
     assert span and span[1] < span[2] <= stamp(now_ms())
 
 
@@ -477,8 +477,8 @@ def test_a_date_that_a_proxy_stamps_is_not_believed(duo, collector, off_s):
 
 
 REFUSED_DATES = {  # code, message, words
-    "40105 Bad request timestamp": "Duo refuses the date of the request",
-    "40104 Bad request timestamp": "Duo refuses the date of the request",
+    "40105 Bad request timestamp": "Duo refuses the request's date",
+    "40104 Bad request timestamp": "Duo refuses the request's date",
     "40104 Missing request timestamp": "a proxy strips it",
     "40101 Missing request credentials": "a proxy strips it",
 }
@@ -678,7 +678,7 @@ def test_a_name_that_is_no_setting_is_told_with_the_nearest(duo, collector, name
     result = collector.once("--log-types", "telephony", environ={name: "x"})
     assert result.status == 0
     (line,) = [line for line in result.stderr.splitlines() if "WARNING" in line]
-    assert re.search(f"{name} is not a setting, and is ignored; did you mean {UNKNOWN[name]}", line)
+    assert re.search(f"{name} is not a setting and is ignored; did you mean {UNKNOWN[name]}", line)
 
 
 @pytest.mark.parametrize("mode", ["--once", "--check"])

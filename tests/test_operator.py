@@ -26,7 +26,7 @@ import duo_collector
 
 DEFAULT = ("authentication", "administrator", "telephony")
 JSON = {"Content-Type": "application/json"}
-PROGRESS = re.compile(r"(\w+): (\d+)%, (?:(.+) left|just begun); (\S+) events so far, ([\d,]+) a minute, up to (\S+)")
+PROGRESS = re.compile(r"(\w+): (\d+)%, (?:(.+) left|just started); (\S+) events so far, ([\d,]+) a minute, up to (\S+)")
 
 
 def stamp(at_ms):
@@ -193,7 +193,7 @@ def test_a_log_says_now_and_then_how_far_it_is(backlog, collector):
             assert -1.2 < int(left.split(" s")[0]) - elapsed_s * (1 / of_all - 1) < 0.2
     assert duo_collector.REPORT_S == 30
     (line,) = collector.once("-q", "--log-types", "telephony", "--since", "7h").stderr.splitlines()
-    assert " WARNING telephony: --since writes again what was written from 20" in line
+    assert " WARNING telephony: --since repeats the events from 20" in line
 
 
 @pytest.mark.parametrize("total", ["absent", "remaining", "changing", "page"])
@@ -701,7 +701,7 @@ def test_a_replay_of_what_duo_no_longer_serves_warns(duo, collector, until):
     result = collector.run("--since", "200d", "--until", until)
     assert (result.status, len(result.of("administrator")), len(result.events)) == (0, 20, 20)
     for log_type in ("authentication", "telephony"):
-        assert result.stderr.count(f"WARNING {log_type}: Duo serves the last 180 days only; passed over: 20") == 1
+        assert result.stderr.count(f"WARNING {log_type}: Duo serves only the last 180 days; passed over: 20") == 1
     assert "WARNING administrator" not in result.stderr
 
 

@@ -78,7 +78,7 @@ NONSENSE = {
     "a null list": b'{"stat":"OK","response":{"authlogs":null}}',
     "the list elsewhere": b'{"stat":"OK","response":{"metadata":{"authlogs":[]}}}',
     "stat is missing": b'{"response":{"authlogs":[],"metadata":{}}}',
-    "a cursor of another kind": b'{"stat":"OK","response":{"authlogs":[{"txid":"x"}],"metadata":{"next_offset":{"a":1}}}}',
+    "unexpected type of cursor": b'{"stat":"OK","response":{"authlogs":[{"txid":"x"}],"metadata":{"next_offset":{"a":1}}}}',
     "metadata of another kind": b'{"stat":"OK","response":{"authlogs":[{"txid":"x"}],"metadata":[1]}}',
     "NaN": b'{"stat":"OK","response":{"authlogs":[{"txid":"x","n":NaN}],"metadata":{}}}',
     "a list that does not end": b'{"stat":"OK","response":{"authlogs":[{"txid":"x"}',
