@@ -14,7 +14,7 @@ each from its own checkpoint, and writes every event to stdout as one line of JS
     duo_collector.py --status     show how far each log type has got
     duo_collector.py --since 48h --missing-from FILE      print the events that Duo has and FILE lacks
 
-The guarantee: every event that Duo publishes is written at least once, and twice only where the process ended between
+The guarantee: every event that Duo publishes is written at least once, and twice only if the process ends between
 writing a page and saving its checkpoint. A page is therefore written and flushed before its checkpoint is saved.
 Some events are published late: each pass rereads the five minutes before the checkpoint (DUO_LOOKBACK), drops what was
 written before, and starts no later than the newest event known, so that nothing is lost when Duo's log pipeline stalls
@@ -62,7 +62,7 @@ if TYPE_CHECKING:  # imported only where needed: the import takes longer than a 
     import requests
 
 __version__ = "2.0.0"
-BESIDE = os.path.dirname(os.path.abspath(__file__))
+FOLDER = os.path.dirname(os.path.abspath(__file__))
 When = Callable[[int], int]  # takes the current time, returns another; both in ms, by Duo's clock
 log = logging.getLogger("duo_collector")
 
@@ -77,33 +77,33 @@ class CollectorError(Exception):
         self.status, self.answer = status or self.status, answer
 
 
-class Problem(CollectorError):
+class RequestError(CollectorError):
     """A request that returned no page: the reason, and Duo's answer if there was one."""
 
     outcome = "failed"
 
 
-class GaveUp(Problem):
+class PassFailed(RequestError):
     """Ends the pass of one log type; the next pass tries again."""
 
 
-class Refused(GaveUp):
+class Refused(PassFailed):
     """Duo refuses the credentials, the permission or the log type."""
 
     status, outcome = 77, "refused"
 
 
-class BadRequest(GaveUp):
+class BadRequest(PassFailed):
     """Duo answers 400: it rejects the parameters, or no longer accepts the cursor."""
 
 
-class Failed(Problem):
+class Failed(RequestError):
     """Worth a retry: no connection, no answer in time, a 5xx, an answer that cannot be read."""
 
     patience_s = 30  # a log type gives up its pass after this long with no other result
 
 
-class Limited(Failed):
+class RateLimited(Failed):
     """Duo answers 429: too many requests."""
 
     outcome, patience_s = "limited", 300
@@ -195,7 +195,7 @@ def parse_host(text: str) -> str:
 
 def parse_key(text: str) -> str:
     if not re.fullmatch("[!-~]+", text) or re.search("[\"'`]", text):  # messages must not show the key
-        raise ValueError("it is empty or has a space, quote or line break: write just the key from the Admin Panel")
+        raise ValueError("there is a space, quote, line break or nothing at all: write just the key from Duo")
     return text
 
 
@@ -282,12 +282,12 @@ def parse_iso(text: str) -> float | None:
 
 
 def iso(time_ms: float) -> str:
-    """A time for people: UTC, whole seconds."""
+    """Format a time for display: UTC, whole seconds."""
     return (EPOCH + timedelta(seconds=time_ms // 1000)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def duration(length_ms: float) -> str:
-    """A duration for people, in its two largest units: 3 d 4 h, 5 min 10 s."""
+    """Format a duration for display, in its two largest units: 3 d 4 h, 5 min 10 s."""
     seconds = int(length_ms // 1000)
     counts = ((seconds // 86_400, "d"), (seconds // 3600 % 24, "h"), (seconds // 60 % 60, "min"), (seconds % 60, "s"))
     return " ".join([f"{count:,} {unit}" for count, unit in counts if count][:2]) or "0 s"
@@ -322,7 +322,7 @@ class Settings:
     secret_key: str = setting("DUO_SECRET_KEY", "", parse_key)
     account_id: str = setting("DUO_ACCOUNT_ID", "", parse_account_id)  # a child, read with its parent's keys
     log_types: tuple[LogType, ...] = setting("DUO_LOG_TYPES", "--log-types", parse_log_types, DEFAULT_LOG_TYPES)
-    checkpoint_file: str = setting("DUO_CHECKPOINT_FILE", "--checkpoint-file", parse_path, f"{BESIDE}/checkpoints.json")
+    checkpoint_file: str = setting("DUO_CHECKPOINT_FILE", "--checkpoint-file", parse_path, f"{FOLDER}/checkpoints.json")
     metrics_file: str = setting("DUO_METRICS_FILE", "", parse_path)
     interval_s: float = setting("DUO_INTERVAL", "--interval", parse_interval, "300")
     requests_per_minute: float = setting("DUO_REQUESTS_PER_MINUTE", "", parse_rate, "50")
@@ -345,7 +345,7 @@ class Settings:
 
 
 ROWS = {item.name: item.metadata["row"] for item in fields(Settings) if item.metadata}
-KEY_FILE = ("DUO_SECRET_KEY_FILE", "", parse_key_file, "", "")  # in place of the row of DUO_SECRET_KEY
+KEY_FILE = ("DUO_SECRET_KEY_FILE", "", parse_key_file, "", "")  # replaces the row of DUO_SECRET_KEY
 VARIABLES = [row[0] for row in (*ROWS.values(), KEY_FILE) if row[0]]
 
 
@@ -362,7 +362,7 @@ def load_env_file(path: str, required: bool) -> bool:
                 name, value = line.key, line.value or ""
                 if line.error:
                     log.warning("settings file %s, line %d: this is not NAME=VALUE", path, line.original.line)
-                elif name:  # a relative path is relative to the file: cron runs elsewhere
+                elif name:  # a relative path starts at this file's folder: cron's is another
                     is_path = value and name in VARIABLES and name.endswith("_FILE")
                     os.environ.setdefault(name, os.path.join(folder, os.path.expanduser(value)) if is_path else value)
         return True
@@ -386,7 +386,7 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], looke
             raise CollectorError(f"{label}{found}: {one_line(wrong)}", status) from None
 
     rows = {**ROWS, "secret_key": KEY_FILE} if environ.get(KEY_FILE[0]) else ROWS
-    if options.status:  # makes no request, so it needs no host and no keys
+    if options.status:  # sends no request, so it needs no host or keys
         rows = {name: row for name, row in rows.items() if row[2] not in (parse_host, parse_key, parse_key_file)}
     else:
         for name in sorted({name for name in environ if name.startswith("DUO_")}.difference(VARIABLES)):
@@ -402,7 +402,7 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], looke
     settings = Settings(seeds=seeds, **{name: read(*row) for name, row in rows.items()})
     path = settings.metrics_file
     if path and (path == settings.checkpoint_file or os.path.isdir(path) or not os.path.isdir(os.path.dirname(path))):
-        raise CollectorError(f"DUO_METRICS_FILE {path}: write the path of another file, in a folder that exists", 78)
+        raise CollectorError(f"DUO_METRICS_FILE {path}: write another path, of a file in a folder that exists", 78)
     return settings
 
 
@@ -474,7 +474,7 @@ class Duo:
         self.settings, self.edges, self.session = settings, edges, edges.session()
         # requests calls this last, so what is signed is what is sent; it also keeps requests from using .netrc.
         self.session.auth = lambda request: sign(request, settings, email.utils.formatdate(self.now_ms() / 1000))
-        self.clock_offset_s = 0.0  # to be added to the local clock
+        self.clock_offset_s = 0.0  # Duo's clock minus the local clock
         self.answered = set[str]()  # names of the log types that these keys may read
 
     def now_ms(self) -> int:
@@ -494,9 +494,9 @@ class Duo:
             if len(content) > ANSWER_BYTES:
                 raise Failed(f"an answer of more than {ANSWER_BYTES:,} bytes")
             response.close()  # the connection is reused, since the whole answer was read
-        except Exception as error:  # whatever requests and urllib3 raise for a proxy, a header or a certificate
+        except Exception as error:  # requests and urllib3 raise many types for a proxy, header or certificate
             self.session.close()  # the rest of this answer must not be read as the next one
-            said = f"no answer from {self.settings.host}: {why_none(error)}"
+            said = f"no answer from {self.settings.host}: {explain_no_answer(error)}"
             raise (error if isinstance(error, Failed) else Failed(said)) from None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -516,7 +516,7 @@ class Duo:
         return answer
 
     def fetch_page(self, log_type: LogType, parameters: Mapping[str, str]) -> Page:
-        """One page of events. Raises Refused, BadRequest, Limited or Failed."""
+        """One page of events. Raises Refused, BadRequest, RateLimited or Failed."""
         child = {"account_id": self.settings.account_id} if self.settings.account_id else {}
         answer = self.ask(f"/admin/{log_type.path}", {**parameters, **child}, log_type)
         response = answer.fields.get("response")
@@ -558,7 +558,7 @@ def raise_too_late(*_: Any) -> NoReturn:
 
 
 UNREACHABLE = {  # exception class in requests, urllib3 or Python: its meaning and what to do
-    "InvalidURL": "an invalid address: check HTTPS_PROXY",  # its text may hold a password
+    "InvalidURL": "an invalid address: check HTTPS_PROXY",  # no {said}: it may hold a password
     "ProxyError": "the proxy refuses or cannot be reached ({said}): check HTTPS_PROXY and NO_PROXY",
     "gaierror": "the name does not resolve ({said}): check DUO_API_HOST, DNS, and whether HTTPS_PROXY is needed",
     "SSLCertVerificationError": "its certificate is not trusted ({said}): set REQUESTS_CA_BUNDLE to a TLS proxy's CA",
@@ -568,7 +568,7 @@ UNREACHABLE = {  # exception class in requests, urllib3 or Python: its meaning a
 }  # fmt: skip
 
 
-def why_none(error: BaseException) -> str:
+def explain_no_answer(error: BaseException) -> str:
     """Why there was no answer, from the exceptions that requests and urllib3 wrap, and what to do about it."""
     chain = [error]
     for outer in chain:
@@ -689,21 +689,21 @@ def read_total(value: Any) -> int | None:
 
 HEADER_LOST = "a header did not reach Duo ({said}): a proxy strips it"
 NOT_IN_PLAN = "the account's plan does not include this log, or it is switched off: remove it from DUO_LOG_TYPES"
-MEANINGS: Mapping[str, tuple[type[Problem], str]] = {  # key: Duo's code, HTTP status, or a case that refusal() finds
+MEANINGS: Mapping[str, tuple[type[RequestError], str]] = {  # by Duo's code, HTTP status, or a case of refusal()
     "400": (BadRequest, "Duo rejects the request ({said}): check the since time, and report it"),
     "40101": (Refused, HEADER_LOST), "40104": (Refused, HEADER_LOST),
     "40105": (Refused, "Duo refuses the request's date ({said}): {clock}"),
     "40112": (Refused, "Duo refuses the type of signature ({said}): are the keys those of an Admin API application?"),
-    "401": (Refused, "Duo refuses the credentials ({said}): {suspect}"),
+    "401": (Refused, "Duo refuses the credentials ({said}): {credentials}"),
     "403": (Refused, 'Duo refuses the permission ({said}): tick "Grant read log" in the Duo Admin Panel, Applications,'
             " your Admin API application, Permissions; and check its Networks for API access"),
     "403 of one": (Refused, "Duo refuses this log ({said}), but serves others with these keys: " + NOT_IN_PLAN),
     "404": (Refused, "Duo does not have this log for the account ({said}): " + NOT_IN_PLAN),
     "405": (BadRequest, "Duo received a different HTTP method ({said}): a proxy changes requests"),
-    "429": (Limited, "rate-limited by Duo ({said}): raise DUO_INTERVAL if this persists"),
+    "429": (RateLimited, "rate-limited by Duo ({said}): raise DUO_INTERVAL if this persists"),
     "5xx": (Failed, "Duo fails ({said}): if this persists, see status.duo.com"),
     "accounts": (Refused, "Duo lists no accounts ({said}): use the host and keys of an Accounts API application"),
-    "child": (Refused, "refused ({said}): it is in another deployment, and needs an Admin API application of its own"),
+    "child": (Refused, "refused ({said}): it is in another deployment and needs an Admin API application of its own"),
 }  # fmt: skip
 
 
@@ -711,7 +711,7 @@ def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
     """The exception for an answer without a page: its meaning, and Duo's own words."""
     given, status, settings = answer.fields, answer.status, duo.settings
     code, words = str(given.get("code", "")), f"{given.get('message') or ''} {given.get('message_detail') or ''}"
-    if status == 200 and re.fullmatch("[45][0-9]{4}", code):  # a failure, although it says 200
+    if status == 200 and re.fullmatch("[45][0-9]{4}", code):  # a failure despite HTTP 200
         status = int(code[:3])
     said = " ".join(one_line(f"{status} {code} {words}".replace(settings.secret_key, "***")).split())
     key = code if code in MEANINGS and code.startswith(str(status)) else str(status) if status < 500 else "5xx"
@@ -723,9 +723,9 @@ def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
         key = "40105"
     elif status == 403 and log_type and duo.answered - {log_type.name}:
         key = "403 of one"
-    if key in MEANINGS and (given or status in (401, 403, 429)):  # a 404 without JSON is not Duo's
+    if key in MEANINGS and (given or status in (401, 403, 429)):  # a 404 without JSON is not from Duo
         kind, meaning = MEANINGS[key]
-        text = meaning.format(said=said, clock=clock_words(answer), suspect=suspect(settings, answer))
+        text = meaning.format(said=said, clock=explain_clock(answer), credentials=explain_credentials(settings, answer))
         if settings.account_id and key in ("400", "401", "403", "403 of one", "404"):
             text += "; or DUO_ACCOUNT_ID is not a child of that account, or not at this host: see --accounts"
         if log_type and log_type.successor and status in (403, 404):
@@ -735,7 +735,7 @@ def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
     return Failed(unreadable if answer.unreadable else f"not an answer from Duo ({said}); from a proxy?", answer=answer)
 
 
-def clock_words(answer: Answer) -> str:
+def explain_clock(answer: Answer) -> str:
     """What to do about a refused date."""
     off_s = abs((answer.date_ms() or answer.received_ms) - answer.received_ms) / 1000
     if off_s > CLOCK_S:
@@ -743,9 +743,9 @@ def clock_words(answer: Answer) -> str:
     return f"the local clock is within {max(1, off_s):.0f} s of Duo's, so the fault is Duo's; the next pass retries"
 
 
-def suspect(settings: Settings, answer: Answer) -> str:
+def explain_credentials(settings: Settings, answer: Answer) -> str:
     """The setting that is most likely wrong when Duo refuses the credentials. Source: duo.com/docs/adminapi."""
-    integration, secret, clock = settings.integration_key, settings.secret_key, clock_words(answer)
+    integration, secret, clock = settings.integration_key, settings.secret_key, explain_clock(answer)
     if re.fullmatch("DI.{18}", secret):
         return "the secret key looks like an integration key; are the two swapped?"
     if not re.fullmatch("DI.{18}", integration) or len(secret) != 40:
@@ -768,18 +768,18 @@ class Walk:
     follows Duo's cursor. If there is none, or Duo refuses or repeats it, it continues from the time up to which the
     pages are complete (`reached_ms`). An unordered log is read in time slices."""
 
-    def __init__(self, log_type: LogType, start_ms: int, until_ms: int, found_hole: Callable[[int, int, str], None],
+    def __init__(self, log_type: LogType, start_ms: int, until_ms: int, on_hole: Callable[[int, int, str], None],
                  known: Mapping[str, int] | None = None) -> None:  # fmt: skip
-        """`found_hole`: reports first, last (ms), message. `known`: events written; None: ignore Duo's count."""
+        """`on_hole`: reports first, last (ms), message. `known`: events written; None: ignore Duo's count."""
         self.log_type, self.start_ms, self.until_ms = log_type, start_ms, until_ms
-        self.found_hole, self.known = found_hole, known
+        self.on_hole, self.known = on_hole, known
         self.at_ms = self.reached_ms = self.newest_ms = start_ms  # mintime; everything before was shown; newest event
         self.end_ms, self.slice_pages, self.cursor, self.cursors = until_ms, 0, "", {""}  # of the slice being read
-        self.lead_s = 0 if log_type.cursor else 1  # v1: ask a second earlier, as mintime may exclude its own second
+        self.overlap_s = 0 if log_type.cursor else 1  # v1: ask a second earlier, as mintime may exclude its own second
         self.page = self.fresh = dict[str, Event]()  # events of the latest page; those not on the page before
         self.occurrences = Counter[str]()  # of events without an id
-        self.full = log_type.page_size if log_type.cursor else 10  # a page of this many may be truncated
-        self.cut = ""  # the message for an instant that the end of a page may have cut short
+        self.full_page = log_type.page_size if log_type.cursor else 10  # a page of this many may be truncated
+        self.pending_hole = ""  # the message for an instant that the end of a page may have cut short
         self.pages = self.received = 0
         self.total: int | None = None  # Duo's count of events in the window
 
@@ -787,13 +787,13 @@ class Walk:
     def parameters(self) -> dict[str, str]:
         row = self.log_type
         if not row.cursor:
-            return {"mintime": str(self.at_ms // 1000 - self.lead_s)}
+            return {"mintime": str(self.at_ms // 1000 - self.overlap_s)}
         bounds = {"mintime": str(self.at_ms), "maxtime": str(self.end_ms), "limit": str(row.page_size)}
         return {**bounds, **{name: text for name, text in (("sort", row.sort), (row.cursor, self.cursor)) if text}}
 
     def identify(self, events: list[Event]) -> dict[str, Event]:
         """A page's events by identity, in time order. Equal events without an id are counted as separate events."""
-        found, early_ms = dict[str, Event](), self.start_ms - self.lead_s * 1000
+        found, early_ms = dict[str, Event](), self.start_ms - self.overlap_s * 1000
         if not self.cursor:  # such a page starts at a whole second or ms, so the count restarts
             self.occurrences.clear()
         for event in sorted(events, key=lambda event: event.time_ms):
@@ -848,26 +848,26 @@ class Walk:
         times, count = [event.time_ms for event in events if not event.untimed], len(events)
         latest_ms = max(times, default=0) if page else at_ms
         beyond_window = latest_ms >= at_ms + unit_ms  # if it were within, reached_ms would be later
-        not_full = page and not page.cursor and count < self.full
-        ignores_mintime = (self.log_type.cursor or times) and latest_ms < at_ms - self.lead_s * 1000
-        if self.cut and self.newest_ms >= at_ms:  # more events follow that instant, so it did fill a page
-            self.found_hole(at_ms - unit_ms, at_ms - unit_ms, self.cut)
-        self.cut = ""
+        not_full = page and not page.cursor and count < self.full_page
+        ignores_mintime = (self.log_type.cursor or times) and latest_ms < at_ms - self.overlap_s * 1000
+        if self.pending_hole and self.newest_ms >= at_ms:  # more events follow that instant, so it did fill a page
+            self.on_hole(at_ms - unit_ms, at_ms - unit_ms, self.pending_hole)
+        self.pending_hole = ""
         if self.reached_ms > at_ms:
             self.at_ms = self.reached_ms
         elif beyond_window or not_full or ignores_mintime:
             return False
-        elif self.lead_s and any(at_ms - unit_ms <= time_ms < at_ms for time_ms in times):
-            self.lead_s = 0  # mintime includes its own second, so the second before only wastes page space
+        elif self.overlap_s and any(at_ms - unit_ms <= time_ms < at_ms for time_ms in times):
+            self.overlap_s = 0  # mintime includes its own second, so the second before only wastes page space
         else:
             what = f"{counted(count, 'event')}{' of one millisecond' if unit_ms == MS else ''}"
-            if count >= self.full:
-                self.cut = f"perhaps a hole: of {iso(at_ms)} Duo shows only {what}; continuing after it"
+            if count >= self.full_page:
+                self.pending_hole = f"perhaps a hole: of {iso(at_ms)} Duo shows only {what}; continuing after it"
             if count >= self.log_type.page_size:
-                self.found_hole(at_ms, at_ms, self.cut)
-                self.cut = ""
+                self.on_hole(at_ms, at_ms, self.pending_hole)
+                self.pending_hole = ""
             self.at_ms = self.reached_ms = at_ms + unit_ms
-        self.full = max(self.full, count)
+        self.full_page = max(self.full_page, count)
         return self.at_ms < self.end_ms or not self.log_type.cursor
 
     def next_slice(self, drained: bool) -> bool:
@@ -876,7 +876,7 @@ class Walk:
         length_ms = self.end_ms - self.at_ms
         if not drained and length_ms < 1000:
             words = f"perhaps a hole: after {iso(self.at_ms)} Duo shows only part of a second; continuing after it"
-            self.found_hole(self.at_ms, self.end_ms, words)
+            self.on_hole(self.at_ms, self.end_ms, words)
             drained = True
         if drained:
             self.at_ms = self.reached_ms = self.end_ms
@@ -916,7 +916,7 @@ class State:
 
 
 class Checkpoints:
-    """The state of all log types, and the file that keeps it."""
+    """The state of all log types, and the file that stores it."""
 
     def __init__(self, path: str, settings: Settings) -> None:
         """Read and check the file; without one (an empty path) all start from the seeds. Raises CollectorError."""
@@ -1122,9 +1122,9 @@ class Pace:
     def __init__(self, requests_per_minute: float) -> None:
         self.shortest = self.interval = 61 / requests_per_minute
         self.pages: deque[float] = deque(maxlen=int(requests_per_minute) + 2)  # when they were requested
-        self.limit = self.known = self.tries = 0  # pages a minute: in force, last found; 429s in a row, first at `met`
+        self.limit = self.known = self.tries = 0  # pages a minute: in force, last found; 429s in a row
         self.hold, self.limit_until = 240.0, 0.0  # how long a limit applies; until when
-        self.met = self.due = self.backoff = 0.0
+        self.first_429 = self.due = self.backoff = 0.0
 
     def page(self, sent: float) -> None:
         """The request sent at `sent` returned a page."""
@@ -1139,8 +1139,8 @@ class Pace:
     def limited(self, sent: float) -> None:
         """The request sent at `sent` was answered with 429."""
         self.tries += 1
-        self.met = sent if self.tries == 1 else self.met
-        minute = [page for page in self.pages if page > self.met - 61]
+        self.first_429 = sent if self.tries == 1 else self.first_429
+        minute = [page for page in self.pages if page > self.first_429 - 61]
         if self.tries == 1 and not 0 < self.known <= len(minute):
             self.due = sent + max(5, 4 * self.interval)
         elif self.tries <= 2 and minute:
@@ -1183,7 +1183,7 @@ class Collector:
         self.until_ms = math.inf  # end of a range in ms, exclusive
         child = {"child_account_id": run.settings.account_id} if run.settings.account_id else {}  # as Duo Log Sync does
         added = {"eventtype": log_type.name, "host": run.settings.host, **child}  # as Duo's own client adds them
-        self.tail = json.dumps(added, separators=(",", ":"))[1:] + "\n"
+        self.added_fields = json.dumps(added, separators=(",", ":"))[1:] + "\n"
         self.status = self.requests = self.written = self.read = 0  # of a pass; read includes events that FILE has
         self.due = self.began = self.sent = 0.0  # s, monotonic: next turn, start of pass, last request
         self.busy = True  # whether a pass is under way or about to begin
@@ -1200,13 +1200,13 @@ class Collector:
             try:
                 yield from self.read_window()
                 self.end_pass(0, "")
-            except GaveUp as error:
+            except PassFailed as error:
                 self.end_pass(error.status, str(error))
             yield math.inf if self.run.once else edges.monotonic() + self.run.settings.interval_s
 
     def read_window(self) -> Iterator[float]:
         """One pass: read up to now minus Duo's delay; write and checkpoint each page. Yields as passes() does.
-        Raises GaveUp and CollectorError."""
+        Raises PassFailed and CollectorError."""
         duo, walk, opened, more = self.run.duo, self.open_walk(), 1, True
         while more:
             yield self.pace.due
@@ -1230,10 +1230,10 @@ class Collector:
             if not walk.pages and opened < 3 and (too_far or abs(duo.clock_offset_s - known_s) > JITTER_S):
                 walk, opened = self.open_walk(), opened + 1
                 continue
-            self.accept_start(walk)
+            self.skip_expired(walk)
             self.walk, more = walk, walk.step(page)
             self.write(walk, more)
-        self.accept_start(walk)
+        self.skip_expired(walk)
 
     def open_walk(self) -> Walk:
         """A walk through the window to read now, by Duo's clock as far as known. It may be empty."""
@@ -1242,9 +1242,9 @@ class Collector:
         if row.kept_days:  # half an hour inside Duo's retention, as time passes before the request
             edge_ms = now_ms - row.kept_days * DAY_MS + DAY_MS // 48
             start_ms = edge_ms + DAY_MS // 48 if state.since_ms < edge_ms else max(start_ms, edge_ms)
-        return Walk(row, start_ms, until_ms, self.tell_hole, None if self.run.is_range else state.written)
+        return Walk(row, start_ms, until_ms, self.report_hole, None if self.run.is_range else state.written)
 
-    def accept_start(self, walk: Walk) -> None:
+    def skip_expired(self, walk: Walk) -> None:
         """If Duo no longer serves what is before this walk, move the checkpoint to its start and log a warning."""
         row, since_ms = self.log_type, self.state.since_ms
         if walk.start_ms > since_ms:
@@ -1253,7 +1253,7 @@ class Collector:
             self.state.since_ms = self.state.start_ms = walk.start_ms
 
     def fetch(self, walk: Walk) -> Page:
-        """Fetch the page that the walk asks for. Raises Refused, BadRequest, GaveUp or Failed."""
+        """Fetch the page that the walk asks for. Raises Refused, BadRequest, PassFailed or Failed."""
         self.sent, duo = self.run.edges.monotonic(), self.run.duo
         self.requests, self.pace.due = self.requests + 1, self.sent + self.pace.shortest
         try:
@@ -1264,8 +1264,8 @@ class Collector:
                 page, ahead_ms = Page([]), self.state.since_ms - duo.now_ms()
                 if ahead_ms > 0:
                     where = f"{self.log_type.since_key} in {self.run.checkpoints.path}"
-                    raise GaveUp(f"{where} is {duration(ahead_ms)} ahead of now: set it back, or nothing is collected")
-        except Problem as problem:
+                    raise PassFailed(f"{where} is {duration(ahead_ms)} ahead of now: set it back to collect again")
+        except RequestError as problem:
             self.health[problem.outcome] += 1
             raise
         self.health["ok"], self.failing = self.health["ok"] + 1, {}
@@ -1273,10 +1273,10 @@ class Collector:
         return page
 
     def postpone(self, problem: Failed) -> None:
-        """Schedule a retry. Raises GaveUp once failures have lasted for patience_s."""
+        """Schedule a retry. Raises PassFailed once failures have lasted for patience_s."""
         now, first, pace, sent = self.run.edges.monotonic(), not self.failing, self.pace, self.sent
         asked_s = problem.answer.retry_after_s if problem.answer else 0
-        if isinstance(problem, Limited):
+        if isinstance(problem, RateLimited):
             self.failing.pop(Failed, None)  # Duo can be reached
             pace.limited(sent)
         else:
@@ -1284,7 +1284,7 @@ class Collector:
         last_try = self.failing.setdefault(type(problem), sent) + max(problem.patience_s, pace.shortest)
         pace.due = max(pace.due, now + asked_s)
         if now + asked_s >= last_try:
-            raise GaveUp(f"{problem}; given up for this pass")
+            raise PassFailed(f"{problem}; given up for this pass")
         pace.due = max(min(pace.due, last_try), sent + pace.shortest)
         level = logging.INFO if first or pace.due > now + 10 else logging.DEBUG
         log.log(level, "%s: %s; again in %.0f s", self.log_type.name, problem, pace.due - now)
@@ -1297,13 +1297,13 @@ class Collector:
             if in_range and identity not in state.written:
                 self.read += 1
                 if run.in_file is None or digest(row, identity) not in run.in_file:
-                    lines.append(event.text + self.tail)
+                    lines.append(event.text + self.added_fields)
             odd = event.untimed or not walk.start_ms <= event.time_ms <= walk.until_ms + 2 * row.delay_ms
             times[identity] = walk.until_ms if odd else int(event.time_ms)
         if not more and walk.total is not None and walk.received < walk.total:
             counts = f"Duo counts {counted(walk.total, 'event')}, its pages held {walk.received:,}"
             words = f"a hole: from {iso(walk.start_ms)} to {iso(walk.until_ms)} {counts}"
-            self.tell_hole(walk.start_ms, walk.until_ms, words)
+            self.report_hole(walk.start_ms, walk.until_ms, words)
         self.written += len(lines)
         self.health["events"] += len(lines)
         self.health["last_success_ms"] = self.health["last_success_ms"] if more else run.duo.now_ms()
@@ -1314,7 +1314,7 @@ class Collector:
         with run.checkpoints.saving(row):
             run.output.write(lines)
 
-    def tell_hole(self, first_ms: int, last_ms: int, words: str) -> None:
+    def report_hole(self, first_ms: int, last_ms: int, words: str) -> None:
         """Report and count a hole (events that Duo has but does not return) once, even if later passes find it too."""
         if first_ms > self.state.hole_ms:
             self.state.hole_ms = last_ms
@@ -1345,7 +1345,7 @@ def run_passes(run: Run, collectors: list[Collector]) -> int:
         if edges.wait(min(wait_s, REPORT_S) if any(other.busy for other in collectors) else wait_s):
             run.stderr.show([])
             log.info("stopped by a signal%s", "" if run.is_range else "; everything written is checkpointed")
-            return max(GaveUp.status, *(collector.status for collector in collectors)) if run.once else 0
+            return max(PassFailed.status, *(collector.status for collector in collectors)) if run.once else 0
         if edges.monotonic() >= collector.due:
             collector.due = next(collector.turns)
         report(run, collectors)
@@ -1354,7 +1354,7 @@ def run_passes(run: Run, collectors: list[Collector]) -> int:
 
 # Reports
 
-REPORT_S = 30  # how often a long pass reports
+REPORT_S = 30  # seconds between reports of a long pass
 
 
 def report(run: Run, collectors: list[Collector]) -> None:
@@ -1412,9 +1412,9 @@ def write_metrics(run: Run, collectors: list[Collector]) -> None:
             name, comma, label = key.partition(",")
             kind = f"# TYPE duo_collector_{name} {'counter' if name.endswith('_total') else 'gauge'}\n"
             lines += [kind] if kind not in lines else []
-            for it in collectors:
-                value = {**it.health, "since_ms": it.state.since_ms, "late": it.written}[shown]
-                sample = f'duo_collector_{name}{{host="{account}",log_type="{it.log_type.name}"{comma}{label}}}'
+            for collector in collectors:
+                value = {**collector.health, "since_ms": collector.state.since_ms, "late": collector.written}[shown]
+                sample = f'duo_collector_{name}{{host="{account}",log_type="{collector.log_type.name}"{comma}{label}}}'
                 value = value / 1000 if shown.endswith("_ms") else value + int(before.get(sample, 0))
                 lines.append(f"{sample} {value}\n")
         if run.in_file is None:
@@ -1451,7 +1451,7 @@ def show_status(settings: Settings, edges: Edges, as_json: bool) -> int:
     output.write([json.dumps(document) + "\n"] if as_json else [])
     if late:
         log.error("%s: behind or ahead by more than %s: %s", checkpoints.path, duration(limit_ms or 0), ", ".join(late))
-    return GaveUp.status if late else 0
+    return PassFailed.status if late else 0
 
 
 # The command line
@@ -1468,7 +1468,7 @@ def check(settings: Settings, edges: Edges) -> int:
         parameters = Walk(row, until_ms - 60_000, until_ms, print).parameters
         try:
             duo.fetch_page(row, {**parameters, "limit": "1"} if row.cursor else parameters)
-        except Problem as problem:
+        except RequestError as problem:
             problems[row] = problem
     for row in settings.log_types:
         if isinstance(problems.get(row), Refused):  # the reason is clearer once the other log types are answered
@@ -1498,16 +1498,16 @@ def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler,
     with contextlib.nullcontext() if is_range else lock(path):  # a range does not touch the file
         checkpoints = Checkpoints("" if is_range else path, settings)
         if stop:
-            stop_on_signals(stop, checkpoints.writing, GaveUp.status if once or is_range else 0)
+            stop_on_signals(stop, checkpoints.writing, PassFailed.status if once or is_range else 0)
         run = Run(settings, edges, Duo(settings, edges), checkpoints, output, stderr, once or is_range, is_range)
         collectors = [Collector(run, row) for row in settings.log_types]
-        for it in collectors:
-            if (key := it.log_type.since_key) in checkpoints.document and os.environ.get(key):
-                log.info("%s is not used: the checkpoint file says %s", key, iso(it.state.since_ms))
+        for collector in collectors:
+            if (key := collector.log_type.since_key) in checkpoints.document and os.environ.get(key):
+                log.info("%s is not used: the checkpoint file says %s", key, iso(collector.state.since_ms))
         if settings.missing_from:
             service = Checkpoints(path, settings)  # read before FILE, so that FILE holds all that is older
-            for it in collectors if service.document else ():
-                it.until_ms = service.states[it.log_type].start_ms  # where the next pass of the service starts
+            for collector in collectors if service.document else ():
+                collector.until_ms = service.states[collector.log_type].start_ms  # where the service's next pass starts
             run.in_file = read_written(settings)
         if settings.since:
             start_at(run, collectors, settings.since, settings.until)
@@ -1522,14 +1522,14 @@ def start_at(run: Run, collectors: list[Collector], since: When, until: When | N
     since_ms, until_ms = since(now_ms), until(now_ms) if until else math.inf
     if until_ms <= since_ms:
         raise CollectorError("--until: write a time later than --since", 2)
-    for it in collectors:
-        row, state, start_ms = it.log_type, it.state, it.log_type.floor(since_ms)
-        if (it.health["events"] or it.health["last_success_ms"]) and state.since_ms != start_ms:
+    for collector in collectors:
+        row, state, start_ms = collector.log_type, collector.state, collector.log_type.floor(since_ms)
+        if (collector.health["events"] or collector.health["last_success_ms"]) and state.since_ms != start_ms:
             first_ms, last_ms = sorted((start_ms, state.since_ms))
             does = "repeats the events" if start_ms == first_ms else "passes over the events"
             log.warning("%s: --since %s from %s to %s", row.name, does, iso(first_ms), iso(last_ms))
         state.since_ms, state.start_ms, state.hole_ms, state.written = start_ms, start_ms, 0, {}
-        it.until_ms = min(it.until_ms, row.floor(until_ms) if until else math.inf)
+        collector.until_ms = min(collector.until_ms, row.floor(until_ms) if until else math.inf)
         with run.checkpoints.saving(row):  # at once: if the first pass fails, the next one starts here too
             pass
 
@@ -1569,7 +1569,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         " failed; 75 temporary failure, run again; 77 refused by Duo; 78 wrong setting or checkpoint file.",
     )  # fmt: skip
     add, mode, level = parser.add_argument, parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
-    mode.add_argument("--once", action="store_true", help="one pass until caught up, then exit (for cron or a timer)")
+    mode.add_argument("--once", action="store_true", help="run one pass until caught up, then exit (cron or a timer)")
     add("--interval", metavar="SECONDS", help="pause between passes, in s or as 10m (default: DUO_INTERVAL, or 300)")
     add("--log-types", metavar="LIST", help=f"any of {','.join(LOG_TYPES)} (default: DUO_LOG_TYPES, or the first 3)")
     add("--since", metavar="WHEN", help="start here (UTC), not at the checkpoint: 2026-11-01, 2026-11-01T08:00Z, 24h")
@@ -1617,7 +1617,7 @@ class StderrHandler(logging.Handler):
     def show(self, lines: list[str]) -> None:
         if log.isEnabledFor(logging.INFO) and (lines or self.shown):
             width = 80
-            with contextlib.suppress(OSError):  # a terminal that has gone away
+            with contextlib.suppress(OSError):  # the terminal has been closed
                 width = os.get_terminal_size(2).columns or width
             self.write("".join(f"{line[:width]}\n" for line in lines))
             self.shown = len(lines)
@@ -1643,7 +1643,7 @@ def main(arguments: list[str] | None = None, edges: Edges | None = None) -> int:
         log.setLevel(logging.INFO)
         options = parse_options(arguments)
         log.setLevel(logging.DEBUG if options.verbose else logging.WARNING if options.quiet else logging.INFO)
-        path = options.env_file or f"{BESIDE}/.env"
+        path = options.env_file or f"{FOLDER}/.env"
         there = "" if load_env_file(path, options.env_file is not None) else ", which does not exist: copy .env.example"
         settings = load_settings(options, os.environ, f" in the environment or in {path}{there}")
         if options.status:

@@ -348,7 +348,7 @@ def failing_pass(problem, per_minute=50):
 
 def test_patience_with_429_lasts_five_minutes():
     """In simulated time: what waits is the caller of passes(), so no clock of the machine is involved."""
-    times, collector = failing_pass(duo_collector.Limited("429"))
+    times, collector = failing_pass(duo_collector.RateLimited("429"))
     assert times[-1] == 300
     assert 5 <= len(times) <= 10
     assert (collector.status, collector.state.health["limited"]) == (75, len(times))
