@@ -1365,8 +1365,9 @@ def report(run: Run, collectors: list[Collector]) -> None:
         run.stderr.show([progress(collector, now) for collector in under_way])
     if at_end or now >= run.report_due:
         run.report_due = now + REPORT_S
-        with contextlib.suppress(CollectorError), run.checkpoints.saving():  # only the health: carry on if it fails
-            pass
+        if not at_end or any(collector.status for collector in collectors):  # otherwise the last page has saved it
+            with contextlib.suppress(CollectorError), run.checkpoints.saving():  # only the health: carry on if it fails
+                pass
         for collector in [] if run.stderr.terminal else under_way:
             if now >= collector.began + REPORT_S:
                 log.info("%s", progress(collector, now))

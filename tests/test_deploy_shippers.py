@@ -396,6 +396,23 @@ def test_rsyslog_stopped_while_it_refuses_the_receiver_loses_one_event(shipper):
     assert shipper.receiver.lines() in (during, during[1:])
 
 
+@pytest.mark.parametrize("shipper", ["rsyslog"], indirect=True)
+def test_rsyslog_reads_a_corrected_ca_file_without_a_restart(shipper):
+    """And loses nothing, as deploy/README.md says."""
+    ca = shipper.folder / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(ca)
+    written = numbered(0, 50)
+    shipper.append(*written[:25])
+    shipper.start()
+    wait_for(lambda: "signer not found" in (shipper.folder / "stderr").read_text(), "message about the CA")
+    shipper.append(*written[25:])
+    assert not any(shipper.receiver.received)
+    shipper.authority.cert_pem.write_to_path(ca)
+    shipper.receiver.wait_for(written[-1])
+    shipper.stop()
+    assert shipper.receiver.lines() == written
+
+
 @BOTH
 def test_plain_tcp_is_there_for_the_asking(shipper):
     shipper.choose_plain()
