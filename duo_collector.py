@@ -1365,7 +1365,7 @@ def report(run: Run, collectors: list[Collector]) -> None:
         run.stderr.show([progress(collector, now) for collector in under_way])
     if at_end or now >= run.report_due:
         run.report_due = now + REPORT_S
-        if not at_end or any(collector.status for collector in collectors):  # otherwise the last page has saved it
+        if any(collector.status if at_end else collector.busy and collector.requests for collector in collectors):
             with contextlib.suppress(CollectorError), run.checkpoints.saving():  # only the health: carry on if it fails
                 pass
         for collector in [] if run.stderr.terminal else under_way:

@@ -217,11 +217,11 @@ def test_some_days_full_of_trouble(seed):
 BROKEN = {  # what is written instead of what, the disturbance that shows it, and words of the failure
     "an event is lost": (
         "min(self.since_ms - lookback_ms, newest_ms)", "self.since_ms - lookback_ms", "pipeline_stall", "was written 0 times"),
-    "an event is written twice": ("if identity not in state.written and", "if", "late", "was written 2 times"),
+    "an event is written twice": (" and identity not in state.written:", ":", "late", "was written 2 times"),
     "another tenant's file is taken": (
         "if settings.base_url and owner != settings.account:", "if False:", "another_tenant", "another tenant's keys"),
     "a log type starts twice with --once": (
-        "self.due = math.inf if run.once else", "self.due =", "reconfigure,rate_limit,since_back", "passes in it"),
+        "yield math.inf if self.run.once else", "yield", "reconfigure,rate_limit,since_back", "passes in it"),
     "a new file is not synced": ("            os.fsync(file.fileno())\n", "", "power_failure,kill", "ended with 78"),
 }  # fmt: skip
 
