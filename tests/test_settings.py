@@ -562,3 +562,11 @@ def test_the_secret_key_shows_in_no_output(tmp_path):
         assert results[-1].status == status
     outputs = [text for result in results for text in (result.stdout, result.stderr)]
     assert_hidden(collector.checkpoint_file.read_text(), *outputs)
+
+
+@pytest.mark.parametrize("length_ms, text", [
+    (0, "0 s"), (999, "0 s"), (59_999, "59 s"), (60_000, "1 min"), (310_000, "5 min 10 s"), (3_600_000, "1 h"),
+    (3_601_000, "1 h 1 s"), (86_399_000, "23 h 59 min"), (273_845_000, "3 d 4 h"), (86_400_000_000, "1,000 d"),
+])  # fmt: skip
+def test_a_duration_is_shown_in_its_two_largest_units(length_ms, text):
+    assert duo_collector.duration(length_ms) == text
