@@ -313,6 +313,7 @@ def test_signal_ends_a_write_that_nobody_reads_and_the_checkpoint_stays(duo, col
     os.close(read_end)
     assert took_s < PROMISE_S
     assert (result.status, collector.checkpoint_file.read_bytes()) == (74, before), result.stderr
+    assert "ERROR stopped by a signal while writing a page" in result.stderr
     assert collector.once(*ONLY).status == 0
     assert collector.since("telephony") > json.loads(before)["TELEPHONY_SINCE_TIME"]
 

@@ -516,6 +516,14 @@ def test_check_says_what_to_fix(status, words, spoil, environ, collector, duo):
     assert not collector.checkpoint_file.exists()
 
 
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_refused_log_that_duo_deprecates_is_told_with_its_successor(collector, duo, status):
+    duo.rules.missing.update(administrator=status, trust_monitor=status)
+    lines = collector.run("--check", "--log-types", "authentication,administrator,trust_monitor").stdout.splitlines()
+    advice = "; Duo is deprecating this log in favour of activity"
+    assert [line.partition(": ")[0] for line in lines if line.endswith(advice)] == ["administrator"]
+
+
 def test_a_refused_log_type_does_not_hide_the_others(collector, duo):
     duo.rules.missing.update(authentication=403, telephony=404)
     duo.inject("trust_monitor", "error_500")
