@@ -549,6 +549,13 @@ def test_a_401_says_what_it_most_likely_is(duo, collector, suspect):
     assert SECRET[:20] not in said + collector.checkpoint_file.read_text() and OTHER not in said
 
 
+@pytest.mark.parametrize("status, words", [(401, "Duo refuses the credentials (401)"), (403, 'tick "Grant read log"')])
+def test_a_refusal_without_a_body_has_its_reason(duo, collector, status, words):
+    duo.inject("telephony", (status, {}, b""))
+    result = collector.run("--check", "--log-types", "telephony")
+    assert (result.status, words in result.stdout) == (77, True), result.stdout
+
+
 @pytest.mark.parametrize("code", ["40103", "40105"])
 def test_a_401_with_a_clock_that_is_off_is_of_the_clock(duo, collector, code):
     duo.rules.clock_offset = 400.0
