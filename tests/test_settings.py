@@ -79,7 +79,7 @@ WRONG = {
     "ACTIVITY_SINCE_TIME": ("1661022959",),
     "OFFLINE_ENROLLMENT_SINCE_TIME": ("1661022959934",),
     "TRUST_MONITOR_SINCE_TIME": ("1661022959",),
-    "--interval": ("", "0", "0s", "m", "1441m", *NOT_A_NUMBER),
+    "--interval": ("", "0", "0s", "m", "1441m", "86401", *NOT_A_NUMBER),
     "--log-types": ("", ",", "syslog"),
     "--since": (
         *("", "nonsense", "7x", "-1h", "1d2h", "2026-13-01", "2026-11-01T25:00", "2999-01-01"),
