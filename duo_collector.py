@@ -589,7 +589,7 @@ class Event(NamedTuple):
     text: str  # start of a JSON line in ASCII: more fields may follow
     identity: str  # its id or, if it has none, `#` and a hash of its content
     time_ms: float
-    untimed: bool  # its time is missing or invalid; time_ms is that of the previous event
+    untimed: bool  # its time is missing or invalid; time_ms is that of the event before it on the page, or 0
 
 
 class Page(NamedTuple):
@@ -948,7 +948,7 @@ class Checkpoints:
             if key != log_type.since_key:
                 said = f'"{key}" is damaged: restore the file, or remove that key; events are then repeated'
             raise CollectorError(f"checkpoint file {self.path}: {said}", 78) from None
-        for name, found in (health if isinstance(health, dict) else {}).items():  # odd values are dropped
+        for name, found in (health if isinstance(health, dict) else {}).items():  # invalid values are dropped
             if name in HEALTH and type(found) is type(HEALTH[name]) and (found == str(found) or 0 <= found < 10**14):
                 state.health[name] = found
         return state
@@ -1536,8 +1536,8 @@ def start_at(run: Run, collectors: list[Collector], since: When, until: When | N
 
 
 def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int) -> None:
-    """On SIGTERM or SIGINT set `stop`, and end the process GRACE_S later, like SIGKILL. This takes a thread: a blocked
-    main thread runs no signal handler. `writing` is held while a page and its checkpoint are written."""
+    """On SIGTERM or SIGINT set `stop`, and force an exit GRACE_S later. This takes a thread: a blocked main thread runs
+    no signal handler. `writing` is held while a page and its checkpoint are written."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
 
     def watch() -> None:
