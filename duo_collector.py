@@ -77,14 +77,10 @@ class CollectorError(Exception):
         self.status, self.answer = status or self.status, answer
 
 
-class RequestError(CollectorError):
-    """A request that returned no page: the reason, and Duo's answer if there was one."""
+class PassFailed(CollectorError):
+    """Ends the pass of one log type; the next pass tries again. Usually a request that returned no page."""
 
     outcome = "failed"
-
-
-class PassFailed(RequestError):
-    """Ends the pass of one log type; the next pass tries again."""
 
 
 class Refused(PassFailed):
@@ -97,8 +93,8 @@ class BadRequest(PassFailed):
     """Duo answers 400: it rejects the parameters, or no longer accepts the cursor."""
 
 
-class Failed(RequestError):
-    """Worth a retry: no connection, no answer in time, a 5xx, an answer that cannot be read."""
+class Failed(PassFailed):
+    """Worth a retry within the pass: no connection, no answer in time, a 5xx, an answer that cannot be read."""
 
     patience_s = 30  # a log type gives up its pass after this long with no other result
 
@@ -201,8 +197,7 @@ def parse_key(text: str) -> str:
 
 def parse_key_file(path: str) -> str:
     with open(os.path.expanduser(path), encoding="utf-8") as file:
-        text = file.read(10_000)
-    return parse_key(text[:-1] if text.endswith("\n") else text)
+        return parse_key(file.read(10_000).removesuffix("\n"))
 
 
 def parse_account_id(text: str) -> str:
@@ -297,9 +292,9 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def one_line(said: object) -> str:
+def one_line(value: object) -> str:
     """Text from outside, or the text of a system error, safe to quote in a log line."""
-    return redact(getattr(said, "strerror", None) or str(said))[:300].strip()
+    return redact(getattr(value, "strerror", None) or str(value))[:300].strip()
 
 
 def redact(text: str) -> str:
@@ -394,8 +389,8 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], looke
             log.warning("%s is not a setting and is ignored; did you mean %s?", one_line(name), nearest)
         lacking = [row[0] for row in rows.values() if row[2] in (parse_host, parse_key) and not environ.get(row[0])]
         if lacking:
-            said = ", ".join(f"{name} is {'empty' if name in environ else 'not set'}" for name in lacking)
-            raise CollectorError(said + looked_for, 78)
+            message = ", ".join(f"{name} is {'empty' if name in environ else 'not set'}" for name in lacking)
+            raise CollectorError(message + looked_for, 78)
     if not os.path.exists(bundle := environ.get("REQUESTS_CA_BUNDLE") or "/"):  # requests reads this variable itself
         raise CollectorError(f"REQUESTS_CA_BUNDLE {one_line(repr(bundle))}: write the path of a CA bundle", 78)
     seeds = {it: read(it.since_key, "", it.parse_since, str(SEED_MS // it.unit_ms), 0) for it in LOG_TYPES.values()}
@@ -496,8 +491,8 @@ class Duo:
             response.close()  # the connection is reused, since the whole answer was read
         except Exception as error:  # requests and urllib3 raise many types for a proxy, header or certificate
             self.session.close()  # the rest of this answer must not be read as the next one
-            said = f"no answer from {self.settings.host}: {explain_no_answer(error)}"
-            raise (error if isinstance(error, Failed) else Failed(said)) from None
+            message = f"no answer from {self.settings.host}: {explain_no_answer(error)}"
+            raise (error if isinstance(error, Failed) else Failed(message)) from None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         log.debug("%s %s: %d, %s", method, url, response.status_code, counted(len(content), "byte"))
@@ -521,8 +516,8 @@ class Duo:
         answer = self.ask(f"/admin/{log_type.path}", {**parameters, **child}, log_type)
         response = answer.fields.get("response")
         holder = response if isinstance(response, dict) else answer.fields
-        said = (answer.status, answer.fields.get("stat"), holder.get(log_type.list_key))
-        if said != (200, "OK", []) or answer.events is None:
+        got = (answer.status, answer.fields.get("stat"), holder.get(log_type.list_key))
+        if got != (200, "OK", []) or answer.events is None:
             raise refusal(self, answer, log_type)
         self.answered.add(log_type.name)
         metadata = holder.get("metadata") or answer.fields.get("metadata") or {}  # duo_client looks in both places
@@ -558,13 +553,13 @@ def raise_too_late(*_: Any) -> NoReturn:
 
 
 UNREACHABLE = {  # exception class in requests, urllib3 or Python: its meaning and what to do
-    "InvalidURL": "an invalid address: check HTTPS_PROXY",  # no {said}: it may hold a password
-    "ProxyError": "the proxy refuses or cannot be reached ({said}): check HTTPS_PROXY and NO_PROXY",
-    "gaierror": "the name does not resolve ({said}): check DUO_API_HOST, DNS, and whether HTTPS_PROXY is needed",
-    "SSLCertVerificationError": "its certificate is not trusted ({said}): set REQUESTS_CA_BUNDLE to a TLS proxy's CA",
-    "SSLError": "no TLS ({said}): check DUO_API_HOST, HTTPS_PROXY and REQUESTS_CA_BUNDLE",
-    "ReadTimeoutError": "timed out ({said}): a firewall or proxy drops requests, or Duo is slow",
-    "RequestException": "no connection ({said}): a firewall blocks it, HTTPS_PROXY is missing, or Duo is down",
+    "InvalidURL": "an invalid address: check HTTPS_PROXY",  # no {reason}: it may hold a password
+    "ProxyError": "the proxy refuses or cannot be reached ({reason}): check HTTPS_PROXY and NO_PROXY",
+    "gaierror": "the name does not resolve ({reason}): check DUO_API_HOST, DNS, and whether HTTPS_PROXY is needed",
+    "SSLCertVerificationError": "its certificate is not trusted ({reason}): set REQUESTS_CA_BUNDLE to a TLS proxy's CA",
+    "SSLError": "no TLS ({reason}): check DUO_API_HOST, HTTPS_PROXY and REQUESTS_CA_BUNDLE",
+    "ReadTimeoutError": "timed out ({reason}): a firewall or proxy drops requests, or Duo is slow",
+    "RequestException": "no connection ({reason}): a firewall blocks it, HTTPS_PROXY is missing, or Duo is down",
 }  # fmt: skip
 
 
@@ -575,9 +570,9 @@ def explain_no_answer(error: BaseException) -> str:
         inner = (getattr(outer, "reason", None), *outer.args, outer.__cause__)
         chain += [e for e in inner if isinstance(e, BaseException)][:1]
     names = {kind.__name__ for e in chain for kind in type(e).__mro__}
-    meaning = next((text for name, text in UNREACHABLE.items() if name in names), "{said}")
-    said = next((str(e) for e in chain[::-1] if str(e) not in ("", "timed out")), type(chain[-1]).__name__)
-    return meaning.format(said=one_line(said))
+    meaning = next((text for name, text in UNREACHABLE.items() if name in names), "{reason}")
+    reason = next((str(e) for e in chain[::-1] if str(e) not in ("", "timed out")), type(chain[-1]).__name__)
+    return meaning.format(reason=one_line(reason))
 
 
 # Pages
@@ -614,7 +609,7 @@ def escape_json(error: UnicodeError) -> tuple[str, int]:
     return json.dumps(error.object[error.start : end].decode(errors="replace"))[1:-1], end
 
 
-codecs.register_error("escape_json", escape_json)  # re.sub() would take twice as long
+codecs.register_error("escape_json", escape_json)  # escaping the decoded text takes a third longer for a page
 
 
 def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, Any], list[Event] | None, str]:
@@ -687,52 +682,52 @@ def read_total(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-HEADER_LOST = "a header did not reach Duo ({said}): a proxy strips it"
+HEADER_LOST = "a header did not reach Duo ({reason}): a proxy strips it"
 NOT_IN_PLAN = "the account's plan does not include this log, or it is switched off: remove it from DUO_LOG_TYPES"
-MEANINGS: Mapping[str, tuple[type[RequestError], str]] = {  # by Duo's code, HTTP status, or a case of refusal()
-    "400": (BadRequest, "Duo rejects the request ({said}): check the since time, and report it"),
+MEANINGS: Mapping[str, tuple[type[PassFailed], str]] = {  # by Duo's code, HTTP status, or a case of refusal()
+    "400": (BadRequest, "Duo rejects the request ({reason}): check the since time, and report it"),
     "40101": (Refused, HEADER_LOST), "40104": (Refused, HEADER_LOST),
-    "40105": (Refused, "Duo refuses the request's date ({said}): {clock}"),
-    "40112": (Refused, "Duo refuses the type of signature ({said}): are the keys those of an Admin API application?"),
-    "401": (Refused, "Duo refuses the credentials ({said}): {credentials}"),
-    "403": (Refused, 'Duo refuses the permission ({said}): tick "Grant read log" in the Duo Admin Panel, Applications,'
-            " your Admin API application, Permissions; and check its Networks for API access"),
-    "403 of one": (Refused, "Duo refuses this log ({said}), but serves others with these keys: " + NOT_IN_PLAN),
-    "404": (Refused, "Duo does not have this log for the account ({said}): " + NOT_IN_PLAN),
-    "405": (BadRequest, "Duo received a different HTTP method ({said}): a proxy changes requests"),
-    "429": (RateLimited, "rate-limited by Duo ({said}): raise DUO_INTERVAL if this persists"),
-    "5xx": (Failed, "Duo fails ({said}): if this persists, see status.duo.com"),
-    "accounts": (Refused, "Duo lists no accounts ({said}): use the host and keys of an Accounts API application"),
-    "child": (Refused, "refused ({said}): it is in another deployment and needs an Admin API application of its own"),
+    "40105": (Refused, "Duo refuses the request's date ({reason}): {clock}"),
+    "40112": (Refused, "Duo refuses the type of signature ({reason}): are the keys those of an Admin API application?"),
+    "401": (Refused, "Duo refuses the credentials ({reason}): {keys}"),
+    "403": (Refused, 'Duo refuses the permission ({reason}): tick "Grant read log" in the Duo Admin Panel,'
+            " Applications, your Admin API application, Permissions; and check its Networks for API access"),
+    "403 of one": (Refused, "Duo refuses this log ({reason}), but serves others with these keys: " + NOT_IN_PLAN),
+    "404": (Refused, "Duo does not have this log for the account ({reason}): " + NOT_IN_PLAN),
+    "405": (BadRequest, "Duo received a different HTTP method ({reason}): a proxy changes requests"),
+    "429": (RateLimited, "rate-limited by Duo ({reason}): raise DUO_INTERVAL if this persists"),
+    "5xx": (Failed, "Duo fails ({reason}): if this persists, see status.duo.com"),
+    "accounts": (Refused, "Duo lists no accounts ({reason}): use the host and keys of an Accounts API application"),
+    "child": (Refused, "refused ({reason}): it is in another deployment and needs an Admin API application of its own"),
 }  # fmt: skip
 
 
 def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
     """The exception for an answer without a page: its meaning, and Duo's own words."""
     given, status, settings = answer.fields, answer.status, duo.settings
-    code, words = str(given.get("code", "")), f"{given.get('message') or ''} {given.get('message_detail') or ''}"
+    code, message = str(given.get("code", "")), f"{given.get('message') or ''} {given.get('message_detail') or ''}"
     if status == 200 and re.fullmatch("[45][0-9]{4}", code):  # a failure despite HTTP 200
         status = int(code[:3])
-    said = " ".join(one_line(f"{status} {code} {words}".replace(settings.secret_key, "***")).split())
+    reason = " ".join(one_line(f"{status} {code} {message}".replace(settings.secret_key, "***")).split())
     key = code if code in MEANINGS and code.startswith(str(status)) else str(status) if status < 500 else "5xx"
-    if "cross-deployment" in words.lower():
+    if "cross-deployment" in message.lower():
         key = "child"
     elif log_type is None and status in (401, 403):
         key = "accounts"
-    elif status == 401 and "bad request timestamp" in words.lower():  # whatever its code
+    elif status == 401 and "bad request timestamp" in message.lower():  # whatever its code
         key = "40105"
     elif status == 403 and log_type and duo.answered - {log_type.name}:
         key = "403 of one"
     if key in MEANINGS and (given or status in (401, 403, 429)):  # a 404 without JSON is not from Duo
         kind, meaning = MEANINGS[key]
-        text = meaning.format(said=said, clock=explain_clock(answer), credentials=explain_credentials(settings, answer))
+        text = meaning.format(reason=reason, clock=explain_clock(answer), keys=explain_credentials(settings, answer))
         if settings.account_id and key in ("400", "401", "403", "403 of one", "404"):
             text += "; or DUO_ACCOUNT_ID is not a child of that account, or not at this host: see --accounts"
         if log_type and log_type.successor and status in (403, 404):
             text += f"; Duo is deprecating this log in favour of {log_type.successor}"
         return kind(text, answer=answer)
-    unreadable = f"Duo's answer cannot be read ({said}): {answer.unreadable}; if this persists, report it to Duo"
-    return Failed(unreadable if answer.unreadable else f"not an answer from Duo ({said}); from a proxy?", answer=answer)
+    broken = f"Duo's answer cannot be read ({reason}): {answer.unreadable}; if this persists, report it to Duo"
+    return Failed(broken if answer.unreadable else f"not an answer from Duo ({reason}); from a proxy?", answer=answer)
 
 
 def explain_clock(answer: Answer) -> str:
@@ -875,8 +870,8 @@ class Walk:
         Returns whether anything is left. For an ordered log, the whole window is one slice."""
         length_ms = self.end_ms - self.at_ms
         if not drained and length_ms < 1000:
-            words = f"perhaps a hole: after {iso(self.at_ms)} Duo shows only part of a second; continuing after it"
-            self.on_hole(self.at_ms, self.end_ms, words)
+            message = f"perhaps a hole: after {iso(self.at_ms)} Duo shows only part of a second; continuing after it"
+            self.on_hole(self.at_ms, self.end_ms, message)
             drained = True
         if drained:
             self.at_ms = self.reached_ms = self.end_ms
@@ -925,8 +920,8 @@ class Checkpoints:
         self.states = {row: self.read(row, seed_ms) for row, seed_ms in settings.seeds.items()}
         owner = self.document.get("account", settings.account)
         if settings.base_url and owner != settings.account:
-            said = f"belongs to {one_line(str(owner))}, these settings to {settings.account}: use one file for each"
-            raise CollectorError(f'checkpoint file {path} {said}; if they are one account, remove "account"', 78)
+            message = f"belongs to {one_line(str(owner))}, these settings to {settings.account}: use one file for each"
+            raise CollectorError(f'checkpoint file {path} {message}; if they are one account, remove "account"', 78)
 
     def read(self, log_type: LogType, seed_ms: int) -> State:
         """A log type's state from the file, as this or an earlier version wrote it. Raises CollectorError."""
@@ -944,10 +939,10 @@ class Checkpoints:
                 state.written = {identity: int(at_ms) for identity, at_ms in kept["written"].items()}
                 state.hole_ms = int(kept.get("hole_ms", 0))
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as wrong:
-            said = f"{key} is {one_line(json.dumps(value)[:60])}: {wrong}"
+            message = f"{key} is {one_line(json.dumps(value)[:60])}: {wrong}"
             if key != log_type.since_key:
-                said = f'"{key}" is damaged: restore the file, or remove that key; events are then repeated'
-            raise CollectorError(f"checkpoint file {self.path}: {said}", 78) from None
+                message = f'"{key}" is damaged: restore the file, or remove that key; events are then repeated'
+            raise CollectorError(f"checkpoint file {self.path}: {message}", 78) from None
         for name, found in (health if isinstance(health, dict) else {}).items():  # invalid values are dropped
             if name in HEALTH and type(found) is type(HEALTH[name]) and (found == str(found) or 0 <= found < 10**14):
                 state.health[name] = found
@@ -1039,8 +1034,8 @@ def lock(path: str) -> IO[bytes]:
             file = open(beside, "rb")  # created by another user's run
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        said = f"another run (process {one_line(os.pread(file.fileno(), 20, 0).decode(errors='replace'))}) holds"
-        raise CollectorError(f"{said} checkpoint file {path}: wait for it, or stop it", 75) from None
+        message = f"another run (process {one_line(os.pread(file.fileno(), 20, 0).decode(errors='replace'))}) holds"
+        raise CollectorError(f"{message} checkpoint file {path}: wait for it, or stop it", 75) from None
     except OSError as error:
         raise CollectorError(f"checkpoint file {path} cannot be locked: {one_line(error)}", 78) from None
     with contextlib.suppress(OSError):
@@ -1078,8 +1073,8 @@ class Output:
             if self.regular and lines:
                 os.fsync(self.fd)
         except OSError as error:
-            said = f"stdout cannot be written: {one_line(error)}; the checkpoint is unchanged"
-            raise CollectorError(said, 74) from None
+            message = f"stdout cannot be written: {one_line(error)}; the checkpoint is unchanged"
+            raise CollectorError(message, 74) from None
 
 
 def read_written(settings: Settings) -> set[bytes]:
@@ -1265,7 +1260,7 @@ class Collector:
                 if ahead_ms > 0:
                     where = f"{self.log_type.since_key} in {self.run.checkpoints.path}"
                     raise PassFailed(f"{where} is {duration(ahead_ms)} ahead of now: set it back to collect again")
-        except RequestError as problem:
+        except PassFailed as problem:
             self.health[problem.outcome] += 1
             raise
         self.health["ok"], self.failing = self.health["ok"] + 1, {}
@@ -1302,8 +1297,8 @@ class Collector:
             times[identity] = walk.until_ms if odd else int(event.time_ms)
         if not more and walk.total is not None and walk.received < walk.total:
             counts = f"Duo counts {counted(walk.total, 'event')}, its pages held {walk.received:,}"
-            words = f"a hole: from {iso(walk.start_ms)} to {iso(walk.until_ms)} {counts}"
-            self.report_hole(walk.start_ms, walk.until_ms, words)
+            message = f"a hole: from {iso(walk.start_ms)} to {iso(walk.until_ms)} {counts}"
+            self.report_hole(walk.start_ms, walk.until_ms, message)
         self.written += len(lines)
         self.health["events"] += len(lines)
         self.health["last_success_ms"] = self.health["last_success_ms"] if more else run.duo.now_ms()
@@ -1314,12 +1309,12 @@ class Collector:
         with run.checkpoints.saving(row):
             run.output.write(lines)
 
-    def report_hole(self, first_ms: int, last_ms: int, words: str) -> None:
+    def report_hole(self, first_ms: int, last_ms: int, message: str) -> None:
         """Report and count a hole (events that Duo has but does not return) once, even if later passes find it too."""
         if first_ms > self.state.hole_ms:
             self.state.hole_ms = last_ms
             self.health["holes"] += 1
-            log.warning("%s: %s", self.log_type.name, words)
+            log.warning("%s: %s", self.log_type.name, message)
 
     def end_pass(self, status: int, why: str) -> None:
         run, level = self.run, logging.ERROR if why else logging.INFO
@@ -1328,11 +1323,11 @@ class Collector:
             self.health.update(last_error_ms=run.duo.now_ms(), last_error=redact(why))
         self.status, self.busy, self.walk = status, False, None
         up_to = iso(min(self.state.since_ms, self.until_ms))
-        said = f"{counted(self.written, 'event')} in {counted(self.requests, 'request')}, up to {up_to}"
+        message = f"{counted(self.written, 'event')} in {counted(self.requests, 'request')}, up to {up_to}"
         if run.in_file is not None and not why:
             level, file = logging.WARNING if self.written else logging.INFO, run.settings.missing_from
-            said = f"of {counted(self.read, 'event')} up to {up_to}, {self.written:,} missing from {file}"
-        log.log(level, "%s: %s", self.log_type.name, said + (f"; {why}" if why else ""))
+            message = f"of {counted(self.read, 'event')} up to {up_to}, {self.written:,} missing from {file}"
+        log.log(level, "%s: %s", self.log_type.name, message + (f"; {why}" if why else ""))
 
 
 def run_passes(run: Run, collectors: list[Collector]) -> int:
@@ -1462,20 +1457,20 @@ GRACE_S = 3  # how long a page that is being written may take after SIGTERM
 
 def check(settings: Settings, edges: Edges) -> int:
     """Make a small request for each log type, and print the result; return the worst exit status."""
-    output, duo, problems, words = Output(), Duo(settings, edges), dict[LogType, Any](), ""
+    output, duo, problems, result = Output(), Duo(settings, edges), dict[LogType, Any](), ""
     Checkpoints(settings.checkpoint_file, settings)
     for row in settings.log_types:
         until_ms = duo.now_ms() - row.delay_ms
         parameters = Walk(row, until_ms - 60_000, until_ms, print).parameters
         try:
             duo.fetch_page(row, {**parameters, "limit": "1"} if row.cursor else parameters)
-        except RequestError as problem:
+        except PassFailed as problem:
             problems[row] = problem
     for row in settings.log_types:
         if isinstance(problems.get(row), Refused):  # the reason is clearer once the other log types are answered
             problems[row] = refusal(duo, problems[row].answer, row)
-        before, words = words, redact(str(problems.get(row, "ok")))
-        output.write([f"{row.name}: {'the same' if before == words != 'ok' else words}\n"])
+        before, result = result, redact(str(problems.get(row, "ok")))
+        output.write([f"{row.name}: {'the same' if before == result != 'ok' else result}\n"])
     trouble = folder_trouble(settings.checkpoint_file)
     output.write([f"checkpoint file {settings.checkpoint_file}: {trouble}\n"] if trouble else [])
     return max([78 if trouble else 0, *(int(problem.status) for problem in problems.values())])
@@ -1545,12 +1540,12 @@ def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int)
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
         stop.set()
         time.sleep(GRACE_S)
-        in_page, said = not writing.acquire(blocking=False), "during a request; none of its events were written"
+        in_page, when = not writing.acquire(blocking=False), "during a request; none of its events were written"
         if in_page:
-            said = "while writing a page: stdout's reader or the disk is slow; the checkpoint is before that page"
+            when = "while writing a page: stdout's reader or the disk is slow; the checkpoint is before that page"
         with contextlib.suppress(OSError):
             if select.select([], [2], [], 0)[1]:  # not if the main thread is blocked writing to it
-                log.log(logging.ERROR if in_page else logging.INFO, "stopped by a signal %s", said)
+                log.log(logging.ERROR if in_page else logging.INFO, "stopped by a signal %s", when)
         os._exit(74 if in_page else status)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -1607,8 +1602,8 @@ class StderrHandler(logging.Handler):
             self.terminal = os.isatty(2) and not os.isatty(1) and os.environ.get("TERM", "dumb") != "dumb"
             stream = os.fstat(2)  # a service's child inherits the variable, but may have another stderr
             self.journal = os.environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
-        words = "%(levelname)s %(message)s" if self.journal else "%(asctime)s %(levelname)s %(message)s"
-        self.setFormatter(logging.Formatter(words, "%Y-%m-%dT%H:%M:%SZ"))
+        layout = "%(levelname)s %(message)s" if self.journal else "%(asctime)s %(levelname)s %(message)s"
+        self.setFormatter(logging.Formatter(layout, "%Y-%m-%dT%H:%M:%SZ"))
 
     def emit(self, record: logging.LogRecord) -> None:
         priority = {logging.ERROR: "<3>", logging.WARNING: "<4>", logging.INFO: "<6>", logging.DEBUG: "<7>"}
