@@ -826,7 +826,7 @@ class Walk:
                 self.cursors.add(page.cursor)
                 return True
         self.cursor = ""
-        return self.step_by_time(page) if self.log_type.ordered else self.next_slice(drained=False)
+        return self.step_by_time(page, len(events), times) if self.log_type.ordered else self.next_slice(drained=False)
 
     def is_whole(self, count: int) -> bool:
         """Whether the first page is the whole window by Duo's count. The count may be wrong, so trust it only if the
@@ -835,12 +835,11 @@ class Walk:
             return False
         return self.reached_ms > self.start_ms or self.page.keys() <= self.known.keys()
 
-    def step_by_time(self, page: Page | None) -> bool:
+    def step_by_time(self, page: Page | None, count: int, times: list[float]) -> bool:
         """Continue without a cursor, from the last instant of a page (a second on v1, a ms on v2). A page with nothing
         later that is not full ends the walk. A full page of one instant may be truncated, and Duo's API cannot return
         the rest of that instant: continue after it."""
-        at_ms, unit_ms, events = self.at_ms, self.log_type.unit_ms, page.events if page else list(self.page.values())
-        times, count = [event.time_ms for event in events if not event.untimed], len(events)
+        at_ms, unit_ms = self.at_ms, self.log_type.unit_ms
         latest_ms = max(times, default=0) if page else at_ms
         beyond_window = latest_ms >= at_ms + unit_ms  # if it were within, reached_ms would be later
         not_full = page and not page.cursor and count < self.full_page
