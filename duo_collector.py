@@ -476,14 +476,13 @@ class Duo:
         """The time by Duo's clock, as far as known."""
         return int((self.edges.now() + self.clock_offset_s) * 1000)
 
-    def send(self, url: str, body: bytes, log_type: LogType | None) -> Answer:
-        """A signed GET, or with a body a POST, and its answer, whatever it is. Raises Failed if none came."""
-        method, sent_ms = "POST" if body else "GET", self.edges.now() * 1000
+    def send(self, url: str, log_type: LogType | None, post: object) -> Answer:
+        """A signed GET, or a POST of this as JSON, and its answer, whatever it is. Raises Failed if none came."""
+        method, sent_ms = "GET" if post is None else "POST", self.edges.now() * 1000
         try:
             signal.signal(signal.SIGALRM, raise_too_late)  # the timeout of requests covers single reads only
             signal.setitimer(signal.ITIMER_REAL, ANSWER_S)
-            sent: Any = {"data": body, "headers": {"Content-Type": "application/json"}} if body else {}
-            response = self.session.request(method, url, timeout=(CONNECT_S, SILENCE_S), stream=True, **sent)
+            response = self.session.request(method, url, json=post, timeout=(CONNECT_S, SILENCE_S), stream=True)
             received_ms = self.edges.now() * 1000
             content = response.raw.read(ANSWER_BYTES + 1, decode_content=True)
             if len(content) > ANSWER_BYTES:
@@ -499,13 +498,13 @@ class Duo:
         read = split_answer(content, log_type)
         return Answer(response.status_code, response.headers, *read, sent_ms, received_ms)
 
-    def ask(self, path: str, query: Mapping[str, str], log_type: LogType | None = None, body: bytes = b"") -> Answer:
+    def ask(self, path: str, query: Mapping[str, str], log_type: LogType | None = None, post: object = None) -> Answer:
         """One request and its answer; a second one if a wrong local clock dated the first. Raises Failed."""
         url = self.settings.base_url + path + (f"?{canonical_query(query)}" if query else "")
-        known_s, answer = self.clock_offset_s, self.send(url, body, log_type)
+        known_s, answer = self.clock_offset_s, self.send(url, log_type, post)
         self.learn_clock(answer)
         if answer.status == 401 and abs(self.clock_offset_s - known_s) > JITTER_S:
-            answer = self.send(url, body, log_type)
+            answer = self.send(url, log_type, post)
             if answer.status == 401:  # another date did not help, so that Date proved nothing
                 self.clock_offset_s = known_s
         return answer
@@ -1478,7 +1477,7 @@ def check(settings: Settings, edges: Edges) -> int:
 def list_accounts(settings: Settings, edges: Edges) -> int:
     """Print the child accounts of an Accounts API application. Source: duo.com/docs/accountsapi, duo_client."""
     output, duo = Output(), Duo(settings, edges)
-    answer = duo.ask("/accounts/v1/account/list", {}, body=b"{}")
+    answer = duo.ask("/accounts/v1/account/list", {}, post={})
     accounts = answer.fields.get("response")
     if answer.status != 200 or not isinstance(accounts, list):
         raise refusal(duo, answer, None)
