@@ -985,8 +985,8 @@ def read_json_object(path: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def replacing(path: str, text: str) -> Iterator[None]:
-    """Replace a file after the block, atomically and durably, and keep its mode and owner. Raises OSError."""
+def replacing(path: str, text: str) -> Iterator[str]:
+    """Yield the path of a new file that then replaces this one, with its mode and owner, durably. Raises OSError."""
     new, folder = f"{path}.new", os.open(os.path.dirname(path), os.O_RDONLY)
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -999,7 +999,7 @@ def replacing(path: str, text: str) -> Iterator[None]:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        yield
+        yield new
         os.replace(new, path)
         try:
             os.fsync(folder)  # otherwise a power failure could undo the replacement
@@ -1414,9 +1414,8 @@ def write_metrics(run: Run, collectors: list[Collector]) -> None:
         if run.in_file is None:
             clock = "duo_collector_clock_difference_seconds"
             lines += [f"# TYPE {clock} gauge\n", f'{clock}{{host="{account}"}} {run.duo.clock_offset_s}\n']
-        with replacing(path, "".join(lines)):
-            pass
-        os.chmod(path, 0o644)  # despite the umask: node_exporter runs as another user
+        with replacing(path, "".join(lines)) as new:
+            os.chmod(new, 0o644)  # despite the umask: node_exporter runs as another user
     except OSError as error:
         log.warning("DUO_METRICS_FILE %s cannot be written: %s", path, one_line(error))
 
