@@ -50,7 +50,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -1460,7 +1460,7 @@ def check(settings: Settings, edges: Edges) -> int:
         until_ms = duo.now_ms() - row.delay_ms
         parameters = Walk(row, until_ms - 60_000, until_ms, print).parameters
         try:
-            duo.fetch_page(row, {**parameters, "limit": "1"} if row.cursor else parameters)
+            duo.fetch_page(row, Walk(replace(row, page_size=1), until_ms - 60_000, until_ms, print).parameters)
         except PassFailed as problem:
             problems[row] = problem
     for row in settings.log_types:
