@@ -226,9 +226,6 @@ def parse_number(unit: str, least: float, most: float, text: str) -> float:
     return float(text)
 
 
-parse_rate = partial(parse_number, "requests", 1, 1_000_000)
-
-
 def parse_lookback(text: str) -> int:
     """Parse whole seconds; return ms."""
     return 1000 * int(parse_number("whole seconds", 0, 86_400, text.replace(".", "no fraction")))
@@ -320,7 +317,7 @@ class Settings:
     checkpoint_file: str = setting("DUO_CHECKPOINT_FILE", "--checkpoint-file", parse_path, f"{FOLDER}/checkpoints.json")
     metrics_file: str = setting("DUO_METRICS_FILE", "", parse_path)
     interval_s: float = setting("DUO_INTERVAL", "--interval", parse_interval, "300")
-    requests_per_minute: float = setting("DUO_REQUESTS_PER_MINUTE", "", parse_rate, "50")
+    requests_per_minute: float = setting("DUO_REQUESTS_PER_MINUTE", "", partial(parse_number, "requests", 1, 1e6), "50")
     lookback_ms: int = setting("DUO_LOOKBACK", "", parse_lookback, "300")
     since: When | None = setting("", "--since", partial(parse_when, "--since"), unset=None)
     until: When | None = setting("", "--until", partial(parse_when, "--until"), unset=None)  # moves no checkpoint
@@ -519,12 +516,11 @@ class Duo:
         if got != (200, "OK", []) or answer.events is None:
             raise refusal(self, answer, log_type)
         self.answered.add(log_type.name)
-        metadata = holder.get("metadata") or answer.fields.get("metadata") or {}  # duo_client looks in both places
+        paging = holder.get("metadata") or answer.fields.get("metadata") or {}  # duo_client looks in both places
         try:
-            cursor, total = read_cursor(metadata.get("next_offset")), read_total(metadata.get("total_objects"))
-            return Page(answer.events, cursor, total)
+            return Page(answer.events, read_cursor(paging.get("next_offset")), read_total(paging.get("total_objects")))
         except (AttributeError, ValueError):
-            raise Failed(f"an answer with invalid metadata: {one_line(str(metadata))}") from None
+            raise Failed(f"an answer with invalid metadata: {one_line(str(paging))}") from None
 
     def ask_clock(self) -> None:
         """Get Duo's time from an endpoint that needs no signature. Raises Failed. Source: duo_unix #311."""
@@ -1458,7 +1454,6 @@ def check(settings: Settings, edges: Edges) -> int:
     Checkpoints(settings.checkpoint_file, settings)
     for row in settings.log_types:
         until_ms = duo.now_ms() - row.delay_ms
-        parameters = Walk(row, until_ms - 60_000, until_ms, print).parameters
         try:
             duo.fetch_page(row, Walk(replace(row, page_size=1), until_ms - 60_000, until_ms, print).parameters)
         except PassFailed as problem:
