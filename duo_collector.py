@@ -300,6 +300,15 @@ def redact(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
+@contextlib.contextmanager
+def fatal_errors(status: int, what: str, consequence: str = "") -> Iterator[None]:
+    """Raise CollectorError, with this status and what cannot be done, for an OSError or ValueError in the block."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise CollectorError(f"{what}: {one_line(error)}{consequence}", status) from None
+
+
 def setting(variable: str, option: str, parse: Callable[[str], Any], default: str = "", unset: Any = "") -> Any:
     """A field of Settings and how to read it: `parse` the option, else the variable, else the default; `unset` if there
     is none of these. Secrets are kept out of repr()."""
@@ -346,22 +355,19 @@ def load_env_file(path: str, required: bool) -> bool:
     from dotenv.parser import parse_stream
 
     folder = os.path.dirname(os.path.abspath(path))
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            if stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode) and mode & 0o077:
-                log.warning("%s can be read by other users, and may hold the secret key: chmod 600 it", path)
-            for line in reversed([*parse_stream(file)]):  # the last value of a repeated name wins
-                name, value = line.key, line.value or ""
-                if line.error:
-                    log.warning("settings file %s, line %d: this is not NAME=VALUE", path, line.original.line)
-                elif name:  # a relative path starts at this file's folder: cron's is another
-                    is_path = value and name in VARIABLES and name.endswith("_FILE")
-                    os.environ.setdefault(name, os.path.join(folder, os.path.expanduser(value)) if is_path else value)
-        return True
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or an invalid variable name
-        if isinstance(error, FileNotFoundError) and not required:
-            return False
-        raise CollectorError(f"settings file {path} cannot be read: {one_line(error)}", 78) from None
+    if not required and not os.path.exists(path):
+        return False
+    with fatal_errors(78, f"settings file {path} cannot be read"), open(path, encoding="utf-8-sig") as file:
+        if stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode) and mode & 0o077:
+            log.warning("%s can be read by other users, and may hold the secret key: chmod 600 it", path)
+        for line in reversed([*parse_stream(file)]):  # the last value of a repeated name wins
+            name, value = line.key, line.value or ""
+            if line.error:
+                log.warning("settings file %s, line %d: this is not NAME=VALUE", path, line.original.line)
+            elif name:  # a relative path starts at this file's folder: cron's is another
+                is_path = value and name in VARIABLES and name.endswith("_FILE")
+                os.environ.setdefault(name, os.path.join(folder, os.path.expanduser(value)) if is_path else value)
+    return True
 
 
 def load_settings(options: argparse.Namespace, environ: Mapping[str, str], looked_for: str = "") -> Settings:
@@ -952,12 +958,9 @@ class Checkpoints:
         used = [row for row, state in self.states.items() if row.since_key in document or state.health != HEALTH]
         document["state"] = {row.name: vars(self.states[row]) for row in used}
         lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
-        try:
-            text = "{\n" + ",\n".join(lines) + "\n}\n"
-            with self.writing, replacing(self.path, text) if self.path else contextlib.nullcontext():
-                yield
-        except OSError as error:
-            raise CollectorError(f"checkpoint file {self.path} cannot be saved: {one_line(error)}", 74) from None
+        new = replacing(self.path, "{\n" + ",\n".join(lines) + "\n}\n") if self.path else contextlib.nullcontext()
+        with self.writing, fatal_errors(74, f"checkpoint file {self.path} cannot be saved"), new:
+            yield
         self.document = document
 
 
@@ -1019,19 +1022,18 @@ def lock(path: str) -> IO[bytes]:
     """Lock out other runs until the returned file is closed. It is a separate file, since saving replaces the
     checkpoint file. Raises CollectorError."""
     beside = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.lock")
-    try:
+    with fatal_errors(78, f"checkpoint file {path} cannot be locked"):
         if trouble := folder_trouble(path):
             raise OSError(0, trouble)
         try:
             file: IO[bytes] = open(beside, "ab+", buffering=0)  # NFS locks only files open for writing
         except PermissionError:
             file = open(beside, "rb")  # created by another user's run
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        message = f"another run (process {one_line(os.pread(file.fileno(), 20, 0).decode(errors='replace'))}) holds"
-        raise CollectorError(f"{message} checkpoint file {path}: wait for it, or stop it", 75) from None
-    except OSError as error:
-        raise CollectorError(f"checkpoint file {path} cannot be locked: {one_line(error)}", 78) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"another run (process {one_line(os.pread(file.fileno(), 20, 0).decode(errors='replace'))}) holds"
+            raise CollectorError(f"{message} checkpoint file {path}: wait for it, or stop it", 75) from None
     with contextlib.suppress(OSError):
         file.truncate(0)
         file.write(str(os.getpid()).encode())
@@ -1054,41 +1056,35 @@ class Output:
             with contextlib.suppress(OSError), open(f"/dev/fd/{self.fd}", "rb") as file:
                 self.torn = os.pread(file.fileno(), 1, size - 1) != b"\n"
 
+    @fatal_errors(74, "stdout cannot be written", "; the checkpoint is unchanged")
     def write(self, lines: list[str]) -> None:
         """Write all of these JSON lines as ASCII; sync a regular file to disk. Raises CollectorError."""
-        try:
-            if self.torn and lines:
-                os.write(self.fd, b"\n")
-                self.torn = False
-            for first in range(0, len(lines), 64):  # a page in one piece takes twice the system time, for memory
-                rest = "".join(lines[first : first + 64]).encode("ascii", "backslashreplace")
-                while rest:
-                    rest = rest[os.write(self.fd, rest) :]
-            if self.regular and lines:
-                os.fsync(self.fd)
-        except OSError as error:
-            message = f"stdout cannot be written: {one_line(error)}; the checkpoint is unchanged"
-            raise CollectorError(message, 74) from None
+        if self.torn and lines:
+            os.write(self.fd, b"\n")
+            self.torn = False
+        for first in range(0, len(lines), 64):  # a page in one piece takes twice the system time, for memory
+            rest = "".join(lines[first : first + 64]).encode("ascii", "backslashreplace")
+            while rest:
+                rest = rest[os.write(self.fd, rest) :]
+        if self.regular and lines:
+            os.fsync(self.fd)
 
 
 def read_written(settings: Settings) -> set[bytes]:
     """Digests of this account's events in the file given to --missing-from. Raises CollectorError."""
     found, occurrences, path = set[bytes](), Counter[bytes](), settings.missing_from
     rows = {(row.name, settings.host, settings.account_id): row for row in settings.log_types}
-    try:
-        with open(0 if path == "-" else path, "rb") as file:
-            for line in file:
-                with contextlib.suppress(KeyError, RecursionError, TypeError, ValueError):  # partial, or not ours
-                    value = json.loads(line)
-                    row = rows[value["eventtype"], value["host"], value.get("child_account_id", "")]
-                    identity = identity_of(row, without_added(value))
-                    if identity[0] == "#":  # count each copy of an event without an id
-                        key = digest(row, identity)
-                        occurrences[key] += 1
-                        identity = f"{identity[1:]}#{occurrences[key]}"
-                    found.add(digest(row, identity))
-    except OSError as error:
-        raise CollectorError(f"--missing-from {path} cannot be read: {one_line(error)}", 78) from None
+    with fatal_errors(78, f"--missing-from {path} cannot be read"), open(0 if path == "-" else path, "rb") as file:
+        for line in file:
+            with contextlib.suppress(KeyError, RecursionError, TypeError, ValueError):  # partial, or not ours
+                value = json.loads(line)
+                row = rows[value["eventtype"], value["host"], value.get("child_account_id", "")]
+                identity = identity_of(row, without_added(value))
+                if identity[0] == "#":  # count each copy of an event without an id
+                    key = digest(row, identity)
+                    occurrences[key] += 1
+                    identity = f"{identity[1:]}#{occurrences[key]}"
+                found.add(digest(row, identity))
     return found
 
 
