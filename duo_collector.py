@@ -113,6 +113,7 @@ class Edges:
     monotonic: Callable[[], float]  # s
     wait: Callable[[float], bool]  # for this many s; returns True at once on SIGTERM or SIGINT
     session: Callable[[], requests.Session]
+    on_signals: Callable[[threading.Lock, int], None] = lambda writing, status: None  # see stop_on_signals()
 
 
 # Log types
@@ -1475,14 +1476,13 @@ def list_accounts(settings: Settings, edges: Edges) -> int:
     return 0
 
 
-def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler, stop: threading.Event | None) -> int:
+def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler) -> int:
     """Collect, in one pass or in passes until stopped; return the exit status. Raises CollectorError."""
     is_range, path = bool(settings.until or settings.missing_from), settings.checkpoint_file
     output = Output(interrupted=is_range or os.path.exists(f"{path}.new"))
     with contextlib.nullcontext() if is_range else lock(path):  # a range does not touch the file
         checkpoints = Checkpoints("" if is_range else path, settings)
-        if stop:
-            stop_on_signals(stop, checkpoints.writing, PassFailed.status if once or is_range else 0)
+        edges.on_signals(checkpoints.writing, PassFailed.status if once or is_range else 0)
         run = Run(settings, edges, Duo(settings, edges), checkpoints, output, stderr, once or is_range, is_range)
         collectors = [Collector(run, row) for row in settings.log_types]
         for collector in collectors:
@@ -1615,12 +1615,11 @@ class StderrHandler(logging.Handler):
 
 def main(arguments: list[str] | None = None, edges: Edges | None = None) -> int:
     """Run the command line; return the exit status. `edges` defaults to the real ones."""
-    stop = None if edges else threading.Event()
-    if stop:
-        edges = Edges(time.time, time.monotonic, stop.wait, open_session)
+    if not edges:
+        stop = threading.Event()
+        edges = Edges(time.time, time.monotonic, stop.wait, open_session, partial(stop_on_signals, stop))
         for number in (signal.SIGTERM, signal.SIGINT):  # until there is something to save; PID 1 has no default action
             signal.signal(number, lambda number, _: os._exit(128 + number))
-    assert edges
     stderr, logging.Formatter.converter = StderrHandler(), time.gmtime
     log.handlers = [stderr if sys.stderr is not None else logging.NullHandler()]
     try:
@@ -1634,7 +1633,7 @@ def main(arguments: list[str] | None = None, edges: Edges | None = None) -> int:
             return show_status(settings, edges, options.json)
         if options.check or options.accounts:
             return (check if options.check else list_accounts)(settings, edges)
-        return collect(settings, edges, options.once, stderr, stop)
+        return collect(settings, edges, options.once, stderr)
     except CollectorError as error:
         log.error("%s", error)
         return error.status
