@@ -311,10 +311,8 @@ def fatal_errors(status: int, what: str, consequence: str = "") -> Iterator[None
 
 
 def setting(variable: str, option: str, parse: Callable[[str], Any], default: str = "", unset: Any = "") -> Any:
-    """A field of Settings and how to read it: `parse` the option, else the variable, else the default; `unset` if there
-    is none of these. Secrets are kept out of repr()."""
-    row = (variable, option, parse, default, unset)
-    return field(default=unset, metadata={"row": row}, repr=parse not in (parse_key, parse_key_file))
+    """A field of Settings: `parse` of the option, else variable, else default; or `unset`. repr() shows no key."""
+    return field(default=unset, metadata={"row": (variable, option, parse, default, unset)}, repr=parse != parse_key)
 
 
 @dataclass(frozen=True)
@@ -907,8 +905,7 @@ class State:
         known event: what Duo publishes after a stall of its log pipeline is newer than that event."""
         self.since_ms = max(self.since_ms, since_ms)
         self.start_ms = max(self.start_ms, min(self.since_ms - lookback_ms, newest_ms))
-        known = (*self.written.items(), *written.items())
-        self.written = {identity: at_ms for identity, at_ms in known if at_ms >= self.start_ms}
+        self.written = {key: at_ms for key, at_ms in {**self.written, **written}.items() if at_ms >= self.start_ms}
 
 
 class Checkpoints:
@@ -1020,8 +1017,7 @@ def folder_trouble(path: str) -> str:
 
 
 def lock(path: str) -> IO[bytes]:
-    """Lock out other runs until the returned file is closed. It is a separate file, since saving replaces the
-    checkpoint file. Raises CollectorError."""
+    """Lock a file beside the checkpoint file, which saving replaces, until it is closed. Raises CollectorError."""
     beside = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.lock")
     with fatal_errors(78, f"checkpoint file {path} cannot be locked"):
         if trouble := folder_trouble(path):
@@ -1191,8 +1187,7 @@ class Collector:
             yield math.inf if self.run.once else edges.monotonic() + self.run.settings.interval_s
 
     def read_window(self) -> Iterator[float]:
-        """One pass: read up to now minus Duo's delay; write and checkpoint each page. Yields as passes() does.
-        Raises PassFailed and CollectorError."""
+        """Read up to now minus Duo's delay, page by page. Yields as passes() does. Raises CollectorError."""
         duo, walk, opened, more = self.run.duo, self.open_walk(), 1, True
         while more:
             yield self.pace.due
