@@ -682,11 +682,10 @@ def read_total(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-HEADER_LOST = "a header did not reach Duo ({reason}): a proxy strips it"
 NOT_IN_PLAN = "the account's plan does not include this log, or it is switched off: remove it from DUO_LOG_TYPES"
 MEANINGS: Mapping[str, tuple[type[PassFailed], str]] = {  # by Duo's code, HTTP status, or a case of refusal()
     "400": (BadRequest, "Duo rejects the request ({reason}): check the since time, and report it"),
-    "40101": (Refused, HEADER_LOST), "40104": (Refused, HEADER_LOST),
+    **dict.fromkeys(("40101", "40104"), (Refused, "a header did not reach Duo ({reason}): a proxy strips it")),
     "40105": (Refused, "Duo refuses the request's date ({reason}): {clock}"),
     "40112": (Refused, "Duo refuses the type of signature ({reason}): are the keys those of an Admin API application?"),
     "401": (Refused, "Duo refuses the credentials ({reason}): {keys}"),
