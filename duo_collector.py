@@ -349,13 +349,14 @@ KEY_FILE = ("DUO_SECRET_KEY_FILE", "", parse_key_file, "", "")  # replaces the r
 VARIABLES = [row[0] for row in (*ROWS.values(), KEY_FILE) if row[0]]
 
 
-def load_env_file(path: str, required: bool) -> bool:
-    """Set missing environment variables from a settings file; return whether it exists. Raises CollectorError."""
+def load_env_file(given: str | None) -> str:
+    """Set missing environment variables from a settings file; return where it looked. Raises CollectorError."""
     from dotenv.parser import parse_stream
 
-    folder = os.path.dirname(os.path.abspath(path))
-    if not required and not os.path.exists(path):
-        return False
+    path = given or f"{FOLDER}/.env"
+    folder, looked_for = os.path.dirname(os.path.abspath(path)), f" in the environment or in {path}"
+    if given is None and not os.path.exists(path):
+        return f"{looked_for}, which does not exist: copy .env.example"
     with fatal_errors(78, f"settings file {path} cannot be read"), open(path, encoding="utf-8-sig") as file:
         if stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode) and mode & 0o077:
             log.warning("%s can be read by other users, and may hold the secret key: chmod 600 it", path)
@@ -366,7 +367,7 @@ def load_env_file(path: str, required: bool) -> bool:
             elif name:  # a relative path starts at this file's folder: cron's is another
                 is_path = value and name in VARIABLES and name.endswith("_FILE")
                 os.environ.setdefault(name, os.path.join(folder, os.path.expanduser(value)) if is_path else value)
-    return True
+    return looked_for
 
 
 def load_settings(options: argparse.Namespace, environ: Mapping[str, str], looked_for: str = "") -> Settings:
@@ -1620,9 +1621,8 @@ def main(arguments: list[str] | None = None, edges: Edges | None = None) -> int:
         log.setLevel(logging.INFO)
         options = parse_options(arguments)
         log.setLevel(logging.DEBUG if options.verbose else logging.WARNING if options.quiet else logging.INFO)
-        path = options.env_file or f"{FOLDER}/.env"
-        there = "" if load_env_file(path, options.env_file is not None) else ", which does not exist: copy .env.example"
-        settings = load_settings(options, os.environ, f" in the environment or in {path}{there}")
+        looked_for = load_env_file(options.env_file)
+        settings = load_settings(options, os.environ, looked_for)
         if options.status:
             return show_status(settings, edges, options.json)
         if options.check or options.accounts:
