@@ -1194,7 +1194,7 @@ class Collector:
             walk = walk if walk.pages else self.open_walk()  # the wait may have been long, or Duo's clock become known
             if walk.start_ms >= walk.until_ms and self.state.since_ms <= duo.now_ms():
                 break
-            known_s, page = duo.clock_offset_s, None
+            known_s = duo.clock_offset_s
             try:
                 page = self.fetch(walk)
             except Failed as problem:
@@ -1203,13 +1203,10 @@ class Collector:
             except Refused as problem:
                 yield self.run.edges.monotonic()  # let other log types go first: their answers help to explain this
                 raise refusal(duo, problem.answer, self.log_type) if problem.answer else problem from None
-            except BadRequest:
-                if not walk.cursor:
-                    raise
             # The first answer tells Duo's time. If that makes the window wrong, drop this page and open a new window.
             too_far = walk.until_ms > duo.now_ms() - self.log_type.delay_ms
             if not walk.pages and opened < 3 and (too_far or abs(duo.clock_offset_s - known_s) > JITTER_S):
-                walk, opened = self.open_walk(), opened + 1
+                opened += 1
                 continue
             self.skip_expired(walk)
             self.walk, more = walk, walk.step(page)
@@ -1233,8 +1230,8 @@ class Collector:
             log.warning("%s: Duo serves only the last %d days; passed over: %s", row.name, row.kept_days, gap)
             self.state.since_ms = self.state.start_ms = walk.start_ms
 
-    def fetch(self, walk: Walk) -> Page:
-        """Fetch the page that the walk asks for. Raises Refused, BadRequest, PassFailed or Failed."""
+    def fetch(self, walk: Walk) -> Page | None:
+        """Fetch the page that the walk asks for; None if Duo refuses its cursor. Raises PassFailed."""
         self.sent, duo = self.run.edges.monotonic(), self.run.duo
         self.requests, self.pace.due = self.requests + 1, self.sent + self.pace.shortest
         try:
@@ -1248,6 +1245,8 @@ class Collector:
                     raise PassFailed(f"{where} is {duration(ahead_ms)} ahead of now: set it back to collect again")
         except PassFailed as problem:
             self.health[problem.outcome] += 1
+            if isinstance(problem, BadRequest) and walk.cursor:
+                return None
             raise
         self.health["ok"], self.failing = self.health["ok"] + 1, {}
         self.pace.page(self.sent)
