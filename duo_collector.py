@@ -803,30 +803,29 @@ class Walk:
 
     def step(self, page: Page | None) -> bool:
         """Process the requested page (None: Duo refused the cursor); return whether to request another."""
-        before, events = self.page, page.events if page else list(self.page.values())
+        row, before, events = self.log_type, self.page, page.events if page else list(self.page.values())
         self.page = self.identify(events) if page else before
         self.fresh = {identity: event for identity, event in self.page.items() if identity not in before}
         self.pages, self.slice_pages = self.pages + 1, self.slice_pages + 1
         self.received += len(self.fresh)
         times = [event.time_ms for event in events if not event.untimed]
         within = [time_ms for time_ms in times if self.start_ms <= time_ms <= self.end_ms]  # rest: invalid or later
-        self.newest_ms = max(self.newest_ms, self.log_type.floor(max(within, default=0)))
-        if self.log_type.ordered and within:
-            last_ms = within[-1] if self.log_type.sort else max(within)
-            self.reached_ms = max(self.reached_ms, self.log_type.floor(last_ms))
-        if page and self.log_type.cursor:
+        self.newest_ms = max(self.newest_ms, row.floor(max(within, default=0)))
+        if row.ordered and within:
+            self.reached_ms = max(self.reached_ms, row.floor(within[-1] if row.sort else max(within)))
+        if page and row.cursor:
             self.total = page.total if self.pages == 1 else self.total
             if self.is_whole(len(events)):
                 return False
-            if not events or (page.cursor is None and len(events) < self.log_type.page_size):
+            if not events or (page.cursor is None and len(events) < row.page_size):
                 return self.next_slice(drained=True)
-            fits = self.log_type.ordered or self.slice_pages < SLICE_PAGES
+            fits = row.ordered or self.slice_pages < SLICE_PAGES
             if page.cursor and page.cursor not in self.cursors and self.fresh and fits:
                 self.cursor = page.cursor
                 self.cursors.add(page.cursor)
                 return True
         self.cursor = ""
-        return self.step_by_time(page, len(events), times) if self.log_type.ordered else self.next_slice(drained=False)
+        return self.step_by_time(page, len(events), times) if row.ordered else self.next_slice(drained=False)
 
     def is_whole(self, count: int) -> bool:
         """Whether the first page is the whole window by Duo's count. The count may be wrong, so trust it only if the
