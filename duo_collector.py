@@ -618,8 +618,7 @@ def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, An
     events: list[Event] | None = None
     try:
         text = body.decode("ascii", "escape_json").replace("\n", " ").replace("\r", " ")  # only found between tokens
-        opening = log_type and re.search(rf'"{log_type.list_key}"\s*:\s*\[\s*', text)
-        if log_type and opening:
+        if log_type and (opening := re.search(rf'"{log_type.list_key}"\s*:\s*\[\s*', text)):
             events, at = [], opening.end()
             while text[at] != "]":
                 value, end = read_value(text, at)
@@ -1174,16 +1173,15 @@ class Collector:
 
     def passes(self) -> Iterator[float]:
         """Run pass after pass, one request at a time. Yields the time the next one is due (s, monotonic clock)."""
-        edges = self.run.edges
         while True:
-            self.busy, self.began, self.failing = True, edges.monotonic(), {}
+            self.busy, self.began, self.failing = True, self.run.edges.monotonic(), {}
             self.requests = self.written = self.read = 0
             try:
                 yield from self.read_window()
                 self.end_pass(0, "")
             except PassFailed as error:
                 self.end_pass(error.status, str(error))
-            yield math.inf if self.run.once else edges.monotonic() + self.run.settings.interval_s
+            yield math.inf if self.run.once else self.run.edges.monotonic() + self.run.settings.interval_s
 
     def read_window(self) -> Iterator[float]:
         """Read up to now minus Duo's delay, page by page. Yields as passes() does. Raises CollectorError."""
@@ -1318,8 +1316,7 @@ def run_passes(run: Run, collectors: list[Collector]) -> int:
     """Collect all log types in turn, a request each, so that the backlog of one does not hold up the others: in passes
     with a pause between them, or once until each has caught up or given up. Returns the exit status."""
     edges = run.edges
-    while any(collector.due < math.inf for collector in collectors):
-        collector = min(collectors, key=lambda collector: collector.due)
+    while (collector := min(collectors, key=lambda collector: collector.due)).due < math.inf:
         wait_s = max(0.0, collector.due - edges.monotonic())
         if edges.wait(min(wait_s, REPORT_S) if any(other.busy for other in collectors) else wait_s):
             run.stderr.show([])
