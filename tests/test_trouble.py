@@ -579,10 +579,13 @@ def test_a_time_beyond_all_reason_is_written_like_any_other(duo, collector, log_
 def test_refusals_keep_to_the_pace(duo, collector):
     duo.rules.no_permission = True
     process = collector.start("--log-types", "telephony", "--interval", "0.01", environ={"DUO_REQUESTS_PER_MINUTE": "120"})
-    time.sleep(2.5)
+    deadline = time.monotonic() + 30
+    while len(duo.requests) < 5 and time.monotonic() < deadline:
+        time.sleep(0.05)
     process.terminate()
     process.communicate(timeout=10)
-    assert 2 <= len(duo.requests) <= 6
+    first, *_, fifth = [request.monotonic for request in duo.requests[:5]]
+    assert fifth - first > 1.5, "four intervals of 0.5 s, and half a second for a first request that was delayed"
 
 
 def test_the_same_page_under_ever_new_cursors_ends(duo, collector):
