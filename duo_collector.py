@@ -252,7 +252,7 @@ def parse_interval(text: str) -> float:
 
 def parse_when(option: str, text: str) -> When:
     """Parse --since or --until: ISO 8601 (UTC unless it has an offset), an age, or now."""
-    iso_ms, is_age = parse_iso(text), re.fullmatch(AGE, text)
+    iso_ms, is_age = parse_iso(text) if text[4:5] == "-" else None, re.fullmatch(AGE, text)  # not 1712123151234
     if (iso_ms is None and not is_age and text != "now") or (iso_ms or 0) > 4_102_444_800_000:  # the year 2100
         raise ValueError("write a time such as 2026-11-01 or 2026-11-01T08:00Z, an age such as 90m or 7d, or now")
 
@@ -354,12 +354,13 @@ def load_env_file(given: str | None) -> str:
     from dotenv.parser import parse_stream
 
     path = given or f"{FOLDER}/.env"
-    folder, looked_for = os.path.dirname(os.path.abspath(path)), f" in the environment or in {path}"
+    looked_for = f" in the environment or in {path}"
     if given is None and not os.path.exists(path):
         return f"{looked_for}, which does not exist: copy .env.example"
     with fatal_errors(78, f"settings file {path} cannot be read"), open(path, encoding="utf-8-sig") as file:
         if stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode) and mode & 0o077:
             log.warning("%s can be read by other users, and may hold the secret key: chmod 600 it", path)
+        folder = os.path.dirname(os.path.abspath(path))
         for line in reversed([*parse_stream(file)]):  # the last value of a repeated name wins
             name, value = line.key, line.value or ""
             if line.error:
@@ -399,7 +400,8 @@ def load_settings(options: argparse.Namespace, environ: Mapping[str, str], looke
     seeds = {it: read(it.since_key, "", it.parse_since, str(SEED_MS // it.unit_ms), 0) for it in LOG_TYPES.values()}
     settings = Settings(seeds=seeds, **{name: read(*row) for name, row in rows.items()})
     path = settings.metrics_file
-    if path and (path == settings.checkpoint_file or os.path.isdir(path) or not os.path.isdir(os.path.dirname(path))):
+    is_other = os.path.exists(path) and not os.path.isfile(path)  # such as /dev/null, which a file would replace
+    if path and (path == settings.checkpoint_file or is_other or not os.path.isdir(os.path.dirname(path))):
         raise CollectorError(f"DUO_METRICS_FILE {path}: write another path, of a file in a folder that exists", 78)
     return settings
 
@@ -473,7 +475,7 @@ class Duo:
         # requests calls this last, so what is signed is what is sent; it also keeps requests from using .netrc.
         self.session.auth = lambda request: sign(request, settings, email.utils.formatdate(self.now_ms() / 1000))
         self.clock_offset_s = 0.0  # Duo's clock minus the local clock
-        self.answered = set[str]()  # names of the log types that these keys may read
+        self.answered = set[str]()  # names of the log types that these keys may read, by the last answer for each
 
     def now_ms(self) -> int:
         """The time by Duo's clock, as far as known."""
@@ -520,6 +522,8 @@ class Duo:
         holder = response if isinstance(response, dict) else answer.fields
         got = (answer.status, answer.fields.get("stat"), holder.get(log_type.list_key))
         if got != (200, "OK", []) or answer.events is None:
+            if answer.status in (401, 403):
+                self.answered.discard(log_type.name)
             raise refusal(self, answer, log_type)
         self.answered.add(log_type.name)
         paging = holder.get("metadata") or answer.fields.get("metadata") or {}  # duo_client looks in both places
@@ -715,7 +719,7 @@ def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
         key = "accounts"
     elif status == 401 and "bad request timestamp" in message.lower():  # whatever its code
         key = "40105"
-    elif status == 403 and log_type and duo.answered - {log_type.name}:
+    elif status == 403 and log_type and duo.answered:
         key = "403 of one"
     if key in MEANINGS and (given or status in (401, 403, 429)):  # a 404 without JSON is not from Duo
         kind, meaning = MEANINGS[key]
@@ -1010,6 +1014,8 @@ def folder_trouble(path: str) -> str:
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         return f"there is no such folder: mkdir -p {folder}"
+    if os.path.ismount(path):
+        return "it is a mount point, which cannot be replaced: mount its folder instead"
     may = os.access(folder, os.R_OK | os.W_OK | os.X_OK)
     return "" if may else f"no permission to read and write folder {folder}: change its owner or mode"
 
@@ -1354,7 +1360,6 @@ def report(run: Run, collectors: list[Collector]) -> None:
             off = f"{abs(off_s):.0f} s {'behind' if off_s > 0 else 'ahead of'}"
             log.warning("local clock is %s Duo's; collection goes by Duo's clock, but set it right", off)
         run.duo.session.close()  # Duo would have closed the connection by the next pass
-        run.duo.answered.clear()  # the keys' permissions may change before the next pass
 
 
 def progress(collector: Collector, now: float) -> str:

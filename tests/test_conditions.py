@@ -765,3 +765,59 @@ def test_a_403_for_one_log_of_several_is_not_told_as_a_missing_permission(duo, c
         77, True, False), line  # fmt: skip
     duo.rules.no_permission = True
     assert '"Grant read log"' in collector.run("--check").stdout
+
+
+def test_a_403_for_one_log_is_told_as_such_by_each_pass_of_the_loop(duo, collector):
+    """Each log type has its own pause, so that the others may be idle when one is refused."""
+    fill(duo, "authentication", 20)
+    duo.rules.missing["telephony"], duo.rules.latency_s = 403, 0.05
+    process = collector.start("--log-types", "telephony,authentication", "--interval", "0.4")
+    lines = []
+    while sum("ERROR telephony" in line for line in lines) < 5:
+        lines.append(process.stderr.readline().decode())
+    told = [line for line in lines if "ERROR telephony" in line]
+    assert all("the account's plan does not include this log" in line for line in told), told
+    duo.rules.no_permission = True
+    while sum('"Grant read log"' in line for line in lines) < 4:
+        lines.append(process.stderr.readline().decode())
+        assert len(lines) < 200, lines
+    process.terminate()
+    assert process.wait(10) == 0
+
+
+def test_a_checkpoint_file_that_cannot_be_replaced_is_refused_before_anything_is_written(duo, collector, tmp_path):
+    """A file that is mounted into a container: saving would fail after each page, and each run would repeat it."""
+    fill(duo, "telephony", 20)
+    collector.seed(telephony=now_ms() - 7 * HOUR)
+    (tmp_path / "other").mkdir()
+    mounts = f"mount -t tmpfs none '{tmp_path}/other' && cp '{collector.checkpoint_file}' '{tmp_path}/other/file'"
+    mounts += f" && mount --bind '{tmp_path}/other/file' '{collector.checkpoint_file}'"
+    unshare = ["unshare", "--mount", "sh", "-c"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, mounts], capture_output=True).returncode:
+        pytest.skip("no unshare, or no right to mount")
+    command = collector.command
+    collector.command = lambda *options: [*unshare, f'{mounts} && exec "$@"', "sh", *command(*options)]
+    result = collector.once("--log-types", "telephony")
+    assert (result.status, result.stdout, duo.requests) == (78, "", []), result.stderr
+    assert "mount its folder instead" in result.stderr
+    result = collector.run("--check", "--log-types", "telephony")
+    assert (result.status, "mount its folder instead" in result.stdout) == (78, True), result.stdout
+
+
+@pytest.mark.parametrize("text", ["1712123151234", "1712123151", "20261101"])
+def test_a_number_is_not_a_time_for_since(duo, collector, text):
+    """Python 3.11 and later read 1712123151234 as half past twelve on the last day of 1712."""
+    result = collector.once("--since", text)
+    assert (result.status, result.stdout, duo.requests) == (2, "", []), result.stderr
+    assert f"--since '{text}': write a time such as" in result.stderr
+    assert not collector.checkpoint_file.exists()
+
+
+def test_a_working_directory_that_is_gone(duo, collector, tmp_path):
+    (tmp_path / "gone").mkdir()
+    command = collector.command
+    remove = 'rmdir "$PWD" && exec "$@"'
+    collector.command = lambda *options: ["sh", "-c", remove, "sh", *command(*options), "--env-file", "duo.env"]
+    result = collector.once(cwd=tmp_path / "gone")
+    assert (result.status, len(result.stderr.splitlines())) == (78, 1), result.stderr
+    assert "settings file duo.env cannot be read: No such file" in result.stderr

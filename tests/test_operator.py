@@ -470,11 +470,12 @@ def test_metrics_need_no_package(duo, collector, metrics):
 
 
 @pytest.mark.parametrize("path, named", [
-    ("/nowhere/duo.prom", "/nowhere/"), ("checkpoints", "another path"), ("folder", "folder")])
+    ("/nowhere/duo.prom", "/nowhere/"), ("checkpoints", "another path"), ("folder", "folder"), ("pipe", "of a file")])
 def test_metrics_that_can_never_be_written_are_78(duo, collector, path, named, tmp_path):
     if path == "checkpoints":
         path = str(collector.checkpoint_file)
-    path = {"folder": tmp_path}.get(path, path)
+    os.mkfifo(tmp_path / "pipe")  # which a file would replace, like /dev/null
+    path = {"folder": tmp_path, "pipe": tmp_path / "pipe"}.get(path, path)
     result = collector.once(environ={"DUO_METRICS_FILE": str(path)})
     (line,) = result.stderr.splitlines()
     assert (result.status, result.stdout, duo.requests) == (78, "", [])
