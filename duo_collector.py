@@ -113,7 +113,7 @@ class Edges:
     monotonic: Callable[[], float]  # s
     wait: Callable[[float], bool]  # for this many s; returns True at once on SIGTERM or SIGINT
     session: Callable[[], requests.Session]
-    on_signals: Callable[[threading.Lock, int], None] = lambda writing, status: None  # see stop_on_signals()
+    on_signals: Callable[..., None] = lambda *_: None  # see stop_on_signals()
 
 
 # Log types
@@ -474,7 +474,7 @@ class Duo:
         self.settings, self.edges, self.session = settings, edges, edges.session()
         # requests calls this last, so what is signed is what is sent; it also keeps requests from using .netrc.
         self.session.auth = lambda request: sign(request, settings, email.utils.formatdate(self.now_ms() / 1000))
-        self.clock_offset_s = 0.0  # Duo's clock minus the local clock
+        self.clock_offset_s = self.accepted_s = 0.0  # Duo's clock minus the local clock; as of the last page
         self.answered = set[str]()  # names of the log types that these keys may read, by the last answer for each
 
     def now_ms(self) -> int:
@@ -510,8 +510,8 @@ class Duo:
         self.learn_clock(answer)
         if answer.status == 401 and abs(self.clock_offset_s - known_s) > JITTER_S:
             answer = self.send(url, log_type, post)
-            if answer.status == 401:  # another date did not help, so that Date proved nothing
-                self.clock_offset_s = known_s
+        if answer.status == 401:  # what was learned did not help, so those Dates proved nothing
+            self.clock_offset_s = self.accepted_s
         return answer
 
     def fetch_page(self, log_type: LogType, parameters: Mapping[str, str]) -> Page:
@@ -526,6 +526,7 @@ class Duo:
                 self.answered.discard(log_type.name)
             raise refusal(self, answer, log_type)
         self.answered.add(log_type.name)
+        self.accepted_s = self.clock_offset_s
         paging = holder.get("metadata") or answer.fields.get("metadata") or {}  # duo_client looks in both places
         try:
             return Page(answer.events, read_cursor(paging.get("next_offset")), read_total(paging.get("total_objects")))
@@ -1206,6 +1207,9 @@ class Collector:
             except Refused as problem:
                 yield self.run.edges.monotonic()  # let other log types go first: their answers help to explain this
                 raise refusal(duo, problem.answer, self.log_type) if problem.answer else problem from None
+            except BadRequest:  # perhaps of a window by a wrong clock, which this answer corrected
+                if walk.pages or opened == 3 or abs(duo.clock_offset_s - known_s) <= JITTER_S:
+                    raise
             # The first answer tells Duo's time. If that makes the window wrong, drop this page and open a new window.
             too_far = walk.until_ms > duo.now_ms() - self.log_type.delay_ms
             if not walk.pages and opened < 3 and (too_far or abs(duo.clock_offset_s - known_s) > JITTER_S):
@@ -1513,8 +1517,8 @@ def start_at(run: Run, collectors: list[Collector], since: When, until: When | N
             pass
 
 
-def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int) -> None:
-    """On SIGTERM or SIGINT set `stop`, and force an exit GRACE_S later. This takes a thread: a blocked main thread runs
+def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int, grace_s: float = GRACE_S) -> None:
+    """On SIGTERM or SIGINT set `stop`, and force an exit grace_s later. This takes a thread: a blocked main thread runs
     no signal handler. `writing` is held while a page and its checkpoint are written."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
 
@@ -1522,7 +1526,7 @@ def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # SIGALRM is for the main thread
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
         stop.set()
-        time.sleep(GRACE_S)
+        time.sleep(grace_s)
         in_page, when = not writing.acquire(blocking=False), "during a request; none of its events were written"
         if in_page:
             when = "while writing a page: stdout's reader or the disk is slow; the checkpoint is before that page"
@@ -1626,6 +1630,7 @@ def main(arguments: list[str] | None = None, edges: Edges | None = None) -> int:
         if options.status:
             return show_status(settings, edges, options.json)
         if options.check or options.accounts:
+            edges.on_signals(threading.Lock(), PassFailed.status, 0)
             return (check if options.check else list_accounts)(settings, edges)
         return collect(settings, edges, options.once, stderr)
     except CollectorError as error:

@@ -503,6 +503,32 @@ def test_a_wrong_local_clock_is_learnt_from_a_refusal(duo, collector, code):
     assert (result.status, differences(duo, [result], ["telephony"])) == (0, NONE), result.stderr
 
 
+@pytest.mark.parametrize("then", ["error_500", "reset", "error_429"])
+def test_a_proxys_date_on_a_refusal_does_not_stay(duo, collector, then):
+    """A 401 under a proxy's Date, 20 minutes off, then a second try that proves nothing: later passes collect."""
+    duo.rules.date_offset = 1_200
+    fill(duo, "telephony", 5)
+    duo.inject("telephony", "clock_401", then)
+    process = collector.start("--log-types", "telephony", "--interval", "0.3", environ={"DUO_REQUESTS_PER_MINUTE": "600"})
+    lines = []
+    while not any("telephony: 5 events" in line for line in lines) and len(lines) < 20:
+        lines.append(process.stderr.readline().decode())
+    process.terminate()
+    stdout, _ = process.communicate(timeout=10)
+    assert (process.returncode, len(stdout.splitlines())) == (0, 5), lines
+
+
+@pytest.mark.parametrize("off_s", [3_000, 3 * 3_600, 86_400, 200 * 86_400, -200 * 86_400])
+def test_a_first_run_with_a_wrong_local_clock(duo, collector, off_s):
+    """Its window starts 180 days back by that clock, which is further than Duo serves where the clock is behind."""
+    duo.rules.clock_offset = off_s
+    end_ms = duo.now_ms() - 10 * MINUTE
+    for log_type in DEFAULT:
+        duo.add(log_type, make_events(log_type, 5, end_ms - HOUR, end_ms))
+    result = collector.once()
+    assert (result.status, differences(duo, [result], DEFAULT)) == (0, NONE), result.stderr
+
+
 # 13: the alarm
 
 

@@ -355,7 +355,8 @@ def test_signal_ends_it_as_process_1(duo, collector):
     assert finish(process, PROMISE_S).status == 0
 
 
-def test_signal_ends_a_name_look_up(collector, tmp_path):
+@pytest.mark.parametrize("options, status", [(LOOP, 0), (["--check"], 75), (["--accounts"], 75)])
+def test_signal_ends_a_name_look_up(collector, tmp_path, options, status):
     unshare = unshared("--mount")
     resolver = tmp_path / "resolv.conf"
     resolver.write_text("nameserver 127.0.0.213\noptions timeout:30\n")
@@ -367,13 +368,13 @@ def test_signal_ends_a_name_look_up(collector, tmp_path):
             pytest.skip(f"no right to be a name server: {error}")
         mount = f"mount --bind '{resolver}' /etc/resolv.conf"
         environ = {"DUO_API_HOST": "https://api-00000000.duosecurity.com"}
-        process = shell(collector, f'exec {unshare} sh -c \'{mount} && exec "$@"\' sh "$@"', *LOOP, environ=environ)
+        process = shell(collector, f'exec {unshare} sh -c \'{mount} && exec "$@"\' sh "$@"', *options, environ=environ)
         try:
             silent.recv(1000)
         except socket.timeout:
             process.kill()
             pytest.skip(f"names are not looked up by /etc/resolv.conf here: {finish(process).stderr}")
-        assert signalled(process, signal.SIGTERM).status == 0
+        assert signalled(process, signal.SIGTERM).status == status
 
 
 # An output that cannot be written
