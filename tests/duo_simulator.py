@@ -306,15 +306,18 @@ class EventStore:
 
     def add(self, events: Iterable[Any], published_ms: Optional[int],
             at_ms: Optional[int]) -> None:
-        rows = [self._row(event, at_ms) for event in events]
+        self.add_rows([self._row(event, at_ms) for event in events], published_ms)
+
+    def add_rows(self, rows: List[Row], published_ms: Optional[int]) -> None:
         with self.lock:
             if published_ms is not None:
-                self.unpublished += [(published_ms, row) for row in rows]
-            elif self.stalls:
+                for row in rows:
+                    insort(self.unpublished, (published_ms, row))
+                return
+            if self.stalls:
                 rows = self._hold(rows)
-            if published_ms is None:
-                self._insert(rows)
-            self.unpublished.sort()
+                self.unpublished.sort()
+            self._insert(rows)
 
     def stall(self, stall: "Stall") -> None:
         """Hold back what is there of this time, and what is added later."""
@@ -382,10 +385,8 @@ class EventStore:
                 insort(self.rows, row)
             return
         rows.sort()
-        in_order = not self.rows or not rows or self.rows[-1] < rows[0]
-        self.rows.extend(rows)
-        if not in_order:
-            self.rows.sort()    # quick: it merges two sorted runs
+        first = bisect_left(self.rows, rows[0])
+        self.rows[first:] = sorted(self.rows[first:] + rows)    # quick: it merges two sorted runs
 
     def _row(self, event: Any, at_ms: Optional[int]) -> Row:
         body = event.encode() if isinstance(event, str) else event
@@ -903,6 +904,13 @@ class Simulator(Endpoints):
             events = (json.dumps(event, separators=(",", ":")) if isinstance(event, dict) else event
                       for event in events)
         self._stores[log_type].add(events, published_ms, at_ms)
+
+    def add_encoded(self, log_type: str, events: Iterable[Tuple[int, str, bytes]],
+                    published_ms: Optional[int] = None) -> None:
+        """The same with time (µs), id and JSON text of each event, which saves parsing hundreds of thousands."""
+        store = self._stores[log_type]
+        store.add_rows([Row(time_us, next(store.numbers), event_id, body)
+                        for time_us, event_id, body in events], published_ms)
 
     def events(self, log_type: str) -> List[Dict[str, Any]]:
         """All events of a log in the order of time, shown by now or not."""

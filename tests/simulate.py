@@ -67,6 +67,18 @@ def stamp(seconds: float) -> str:
     return datetime.fromtimestamp(int(seconds), timezone.utc).isoformat()[:19] + "Z"
 
 
+def read_file(path: str) -> Optional[bytes]:
+    """A file's content, or None; open() would take three times as long."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.read(fd, os.fstat(fd).st_size)
+    finally:
+        os.close(fd)
+
+
 def checkpoints_in(data: bytes) -> Dict[str, float]:
     """The checkpoints in a checkpoint file, in s."""
     return {LOG_OF_KEY[key]: float(value) / (1000 if len(value) == 13 else 1)
@@ -101,6 +113,7 @@ ODDITIES = (  # members that are to come through as they are
     '"factor":"duo_push","ip":null', '"n":12345678901234567890,"f":1.0,"g":1e5,"h":-0.00', '"a":1,"a":2',
     '"name":"Björn \\"B\\" Lefèvre – 山田太郎"', '"emoji":"\\ud83d\\ude00 😀","lone":"\\ud800"', '"list":[ 1, {} ,[]]',
     '"metadata":{"next_offset":"none"},"response":[]', '"path":"C:\\\\x\\/y\\u000a"', '"result":"SUCCESS"')  # fmt: skip
+TAILS = {name: f'"{name}","host":"{HOST}"}}'.encode() for name in LOG_TYPES}  # the two fields that the collector adds
 
 
 class Ledger:
@@ -149,23 +162,25 @@ class Ledger:
             times += [at] * size + [at + draw.random() * 120 for _ in range(draw.choice((0, 20, 400)))]
         stalls = [stall for stall in self.world.stalls if name in stall.log_types]
         on_time, at_once = [], collections.Counter()
+        world, chance, lookback = self.world, draw.random, self.world.lookback
+        has_late, has_hours_late, has_odd_times = (world.has(what) for what in ("late", "hours_late", "odd_times"))
         for time_s in sorted(times):
             time_s = float(int(time_s)) if v1 else int(time_s * 1000) / 1000
             shown, hours_late = time_s + HIDDEN_S, False
-            if self.world.has("late") and draw.random() < 0.05:
-                shown += draw.random() * (self.world.lookback - 15)
-            elif self.world.has("hours_late") and draw.random() < 0.002:
+            if has_late and chance() < 0.05:
+                shown += chance() * (lookback - 15)
+            elif has_hours_late and chance() < 0.002:
                 shown, hours_late = shown + draw.uniform(0.2, 40) * HOUR, True
-            stall = next((s for s in stalls if s.start <= time_s < s.end and draw.random() < s.share), None)
+            stall = stalls and next((s for s in stalls if s.start <= time_s < s.end and chance() < s.share), None)
             shown = max(shown, stall.end) if stall else shown
-            odd_time = self.world.has("odd_times") and draw.random() < 0.003 and (self.world.odd_v1_times or not v1)
-            text = self._text(draw, name, time_s, odd_time)
+            odd_time = has_odd_times and chance() < 0.003 and (world.odd_v1_times or not v1)
+            time_us, event_id, text = self._event(draw, name, time_s, odd_time)
             entry, again = self._enter(name, text, time_s, shown, odd_time)
-            late, odd = entry.shown > time_s + HIDDEN_S, int(time_s * 1000) if odd_time else None
+            late, event = entry.shown > time_s + HIDDEN_S, (time_us, event_id, text.encode())
             if late or odd_time:
-                self.world.duo.add(name, text, int(entry.shown * 1000) if late else None, odd)
+                world.duo.add_encoded(name, [event], int(entry.shown * 1000) if late else None)
             else:
-                on_time.append(text)
+                on_time.append(event)
                 at_once[int(time_s)] += 1
             if again or hours_late:
                 continue
@@ -173,32 +188,44 @@ class Ledger:
                 stall.held.append(entry)
             else:
                 self.expect(entry)
-        self.world.duo.add(name, on_time)
+        world.duo.add_encoded(name, on_time)
         if v1:
             seconds = collections.Counter(int(time_s) for time_s in times)
             self.crowds.update(((name, second), []) for second, n in seconds.items() if n > 1000)
             # It has to be told where so many are shown at once; what comes late may come when no pass looks there any more.
             self.crowds_due += [(name, second) for second, n in at_once.items() if n > 1000]
 
-    def _text(self, draw: random.Random, name: str, time_s: float, odd_time: bool) -> str:
-        log, iso = LOG_TYPES[name], stamp(time_s)[:-1]
-        when: Any = f"{iso}.{round(time_s % 1 * 1000):03d}{draw.randrange(1000):03d}+00:00"
-        if log.time_fields[0] in ("timestamp", "surfaced_timestamp"):
-            when = int(time_s * (1 if log.unit_ms == 1000 else 1000))
-        when = draw.choice((None, "soon", {})) if odd_time else when
-        members = [f'"{log.time_fields[0]}":{json.dumps(when)}', draw.choice(ODDITIES)]
-        if log.id_field is None:  # twins are possible
-            members += [f'"action":"{name}","username":"{draw.randrange(40)}"', f'"isotimestamp":"{iso}+00:00"']
+    def _event(self, draw: random.Random, name: str, time_s: float, odd_time: bool) -> Tuple[int, str, str]:
+        """An event of that time: where Duo has it (µs), its id and its text."""
+        log, second, micros, event_id = LOG_TYPES[name], int(time_s), draw.randrange(1000), ""
+        iso, field = datetime.fromtimestamp(second, timezone.utc).isoformat()[:19], log.time_fields[0]
+        ms = round(time_s % 1 * 1000)
+        time_us = second * 1_000_000 + ms * 1000
+        if field == "timestamp":
+            when = str(second)
+        elif field == "surfaced_timestamp":
+            when = str(int(time_s * 1000))
+            time_us = int(when) * 1000
         else:
-            members += [f'"{log.id_field}":"{draw.getrandbits(64):016x}"']
+            when, time_us = f'"{iso}.{ms:03d}{micros:03d}+00:00"', time_us + micros
+        if odd_time:
+            when, time_us = json.dumps(draw.choice((None, "soon", {}))), int(time_s * 1000) * 1000
+        text = f'{{"{field}":{when},{draw.choice(ODDITIES)},'
+        if log.id_field is None:  # twins are possible
+            text += f'"action":"{name}","username":"{draw.randrange(40)}","isotimestamp":"{iso}+00:00"'
+        else:
+            event_id = f"{draw.getrandbits(64):016x}"
+            text += f'"{log.id_field}":"{event_id}"'
         if odd_time:  # or it might be equal to another, years apart
-            members += [f'"nonce":"{draw.getrandbits(64):016x}"']
-        return "{" + ",".join(members) + "}"
+            text += f',"nonce":"{draw.getrandbits(64):016x}"'
+        return time_us, event_id, text + "}"
 
     def _enter(self, name: str, text: str, time_s: float, shown: float, odd: bool) -> Tuple[Entry, bool]:
         """The entry of a text, and whether there was one."""
         self.published += 1
-        key = re.sub(r"[^\x00-\x7f]+", lambda run: json.dumps(run[0])[1:-1], text)[:-1].encode()
+        if not text.isascii():
+            text = re.sub(r"[^\x00-\x7f]+", lambda run: json.dumps(run[0])[1:-1], text)
+        key = text[:-1].encode()
         known = self.entries.get(key)
         if known:
             known.count += 1
@@ -227,7 +254,7 @@ class Ledger:
         entry = self.entries.get(key)
         if entry is None:
             raise Failure(f"a line that Duo did not publish: {line[:300]!r}")
-        if tail != b'"%s","host":"%s"}' % (entry.log_type.encode(), HOST.encode()):
+        if tail != TAILS[entry.log_type]:
             raise Failure(f"{entry.log_type}: not the two fields of the collector: {tail[:100]!r}")
         return entry
 
@@ -291,10 +318,15 @@ class Ledger:
     def again_from(self, since: Dict[str, float]) -> None:
         """The operator has asked for what is newer once more: each event that was written may be so once again."""
         for name, from_s in since.items():
-            for time_s, key in self.by_time[name]:
+            for time_s, key in self.since(name, from_s - 1):
                 if time_s >= from_s - 1:
                     entry = self.entries[key]
                     entry.allowed = max(entry.allowed, entry.written + entry.count)
+
+    def since(self, name: str, from_s: float) -> List[Tuple[float, bytes]]:
+        """At least the events from then on. They are in order but for what goes on beyond midnight."""
+        times = self.by_time[name]
+        return times[bisect_left(times, (from_s - DAY,)) :]
 
     def forget(self) -> None:
         """What is long over, so that ten years fit into memory."""
@@ -309,7 +341,7 @@ class Ledger:
             store.publish(int(self.world.time * 1000))
             del store.rows[: bisect_left(store.rows, (old * 1e6,))]
         self.crowds_due = [crowd for crowd in self.crowds_due if crowd[1] >= old]
-        gc.collect()
+        gc.collect(1)  # what came since the last time
 
 
 # The machine: processes, files, clocks
@@ -489,9 +521,7 @@ class Disk(types.SimpleNamespace):
     def _replace(self, source: str, target: str) -> None:
         self.strike()
         durable = os.stat(source).st_ino in self.durable
-        before = None
-        with contextlib.suppress(FileNotFoundError), builtins.open(target, "rb") as file:
-            before = file.read()
+        before = read_file(target)
         os.replace(source, target)
         self.durable.clear()
         world, recent = self.world, self.renamed.get(target, [])
@@ -540,7 +570,7 @@ class Prepared:
 
     def __init__(self, method: str, url: str, body: Optional[bytes]) -> None:
         self.method, self.url, self.body = method, url, body
-        self.headers = requests.structures.CaseInsensitiveDict({"Host": HOST})
+        self.headers = {"Host": HOST}
 
 
 class Body:
@@ -562,7 +592,7 @@ class Body:
 class Response:
     def __init__(self, status: int, headers: Dict[str, str], raw: Body) -> None:
         self.status_code, self.raw = status, raw
-        self.headers = requests.structures.CaseInsensitiveDict(headers)
+        self.headers = headers
 
     def close(self) -> None:
         pass
@@ -1047,8 +1077,7 @@ class World:
         """A new checkpoint file is in place."""
         self.disk.undone += [(self.time, entry) for entry in self.process.unsaved]
         self.process.unsaved = []
-        with open(self.checkpoint_file, "rb") as file:
-            data = file.read()
+        data = read_file(self.checkpoint_file)
         if len(data) > 600_000:
             raise Failure(f"the checkpoint file has {len(data):,} bytes")
         if self.process.kind == "service":
