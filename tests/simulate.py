@@ -47,6 +47,8 @@ SINCE_KEYS = {
     "authentication": "AUTH_SINCE_TIME", "administrator": "ADMIN_SINCE_TIME", "telephony": "TELEPHONY_SINCE_TIME",
     "activity": "ACTIVITY_SINCE_TIME", "offline_enrollment": "OFFLINE_ENROLLMENT_SINCE_TIME",
     "trust_monitor": "TRUST_MONITOR_SINCE_TIME"}  # fmt: skip
+CHECKPOINT = re.compile(rb'"([A-Z_]+_SINCE_TIME)": ([0-9]+)')
+PASS = re.compile(r"(\w+): [\d,]+ events? in [\d,]+ requests?")
 LOG_OF_KEY = {key.encode(): name for name, key in SINCE_KEYS.items()}
 BUSY = ("authentication", "administrator", "telephony")  # the others have a tenth of their events
 OTHERS = ("activity", "offline_enrollment", "trust_monitor")
@@ -82,7 +84,7 @@ def read_file(path: str) -> Optional[bytes]:
 def checkpoints_in(data: bytes) -> Dict[str, float]:
     """The checkpoints in a checkpoint file, in s."""
     return {LOG_OF_KEY[key]: float(value) / (1000 if len(value) == 13 else 1)
-            for key, value in re.findall(rb'"([A-Z_]+_SINCE_TIME)": ([0-9]+)', data)}  # fmt: skip
+            for key, value in CHECKPOINT.findall(data.partition(b'"state": {')[0])}  # fmt: skip
 
 
 # What Duo publishes, and what has to become of it
@@ -431,6 +433,7 @@ class Disk(types.SimpleNamespace):
         self.durable: set = set()  # inodes that were synced since they were written
         # Of the last minute, unless their folder was synced since: when, what was there before, and the floor of that
         self.renamed: Dict[str, List[Tuple[float, Optional[bytes], Dict[str, float]]]] = {}
+        self.contents: Dict[str, bytes] = {}  # of what was renamed
         self.floor: Dict[str, float] = {}  # what the checkpoint file goes by
         self.undone: List[Tuple[float, Entry]] = []  # written since then: again, once a power failure undoes that
         self.hollow: set = set()  # files of which a power failure leaves the name only
@@ -502,8 +505,9 @@ class Disk(types.SimpleNamespace):
 
     def _fsync(self, fd: int) -> None:
         self.strike()
-        stream, status = self.world.streams.get(fd), os.fstat(fd)
-        if stat.S_ISDIR(status.st_mode):
+        stream = self.world.streams.get(fd)
+        status = None if stream else os.fstat(fd)
+        if status and stat.S_ISDIR(status.st_mode):
             if self.odd_folder:
                 raise OSError(self.odd_folder, os.strerror(self.odd_folder))
             self.settled()
@@ -521,15 +525,17 @@ class Disk(types.SimpleNamespace):
     def _replace(self, source: str, target: str) -> None:
         self.strike()
         durable = os.stat(source).st_ino in self.durable
-        before = read_file(target)
+        before, content = self.contents.pop(target, None) or read_file(target), read_file(source)
         os.replace(source, target)
+        if content is not None:
+            self.contents[target] = content
         self.durable.clear()
         world, recent = self.world, self.renamed.get(target, [])
         self.renamed[target] = [one for one in recent if one[0] > world.time - MINUTE] + [(world.time, before, self.floor)]
         self.floor = dict(world.ledger.floor)
         (self.hollow.discard if durable else self.hollow.add)(target)
-        if target == self.world.checkpoint_file:
-            self.world.saved()
+        if target == world.checkpoint_file:
+            world.saved(content or b"")
 
     _rename = _replace
 
@@ -541,6 +547,11 @@ class Disk(types.SimpleNamespace):
         """What was renamed is so for good."""
         self.renamed.clear()
         self.undone = []
+
+    def changed(self) -> None:
+        """Files were changed by others than the collector."""
+        self.settled()
+        self.contents.clear()
 
     def power_fails(self, draw: random.Random) -> None:
         """A folder that cannot be synced loses the last minute: by then every file system has written it down."""
@@ -557,7 +568,7 @@ class Disk(types.SimpleNamespace):
                     for entry in (entry for at, entry in self.undone if at > since):
                         entry.allowed += 1
                         unsaved.add(id(entry))
-        self.settled()
+        self.changed()
         for stream in self.world.streams.values():
             stream.power_fails(draw, unsaved)
 
@@ -1073,11 +1084,10 @@ class World:
             stream.orphans.update(map(id, process.unsaved))
         process.unsaved = []
 
-    def saved(self) -> None:
+    def saved(self, data: bytes) -> None:
         """A new checkpoint file is in place."""
         self.disk.undone += [(self.time, entry) for entry in self.process.unsaved]
         self.process.unsaved = []
-        data = read_file(self.checkpoint_file)
         if len(data) > 600_000:
             raise Failure(f"the checkpoint file has {len(data):,} bytes")
         if self.process.kind == "service":
@@ -1091,7 +1101,7 @@ class World:
             process.lines.append(line)
             if self.verbose:
                 self.tell("    " + line[21:] if line[:2] == "20" else line)
-            words = re.search(r"(\w+): [\d,]+ events? in [\d,]+ requests?", line)
+            words = PASS.search(line)
             if words:
                 process.passes[words[1]] += 1
                 self.passes += 1
@@ -1267,8 +1277,14 @@ class Operator:
         if process.status != 0:
             return
         got = collections.Counter(line.rpartition(b',"eventtype":')[0] for line in path.read_bytes().splitlines())
+        printed = collections.defaultdict(list)  # by log type, for those far outside
+        for key in got:
+            if key in self.ledger.entries:
+                entry = self.ledger.entries[key]
+                printed[entry.log_type].append((entry.time, key))
         for name in self.log_types:
-            for time_s, key in self.ledger.by_time[name]:
+            within = [(time_s, key) for time_s, key in self.ledger.since(name, since - 1) if time_s < until + DAY]
+            for time_s, key in dict.fromkeys(within + printed[name]):
                 entry = self.ledger.entries[key]
                 count = got.pop(key, 0)
                 if count < entry.count and entry.shown < now and since + 1 < time_s < until - 1 and \
@@ -1380,7 +1396,7 @@ class Operator:
                 path.unlink(missing_ok=True)
             else:
                 path.write_bytes((SCRIPT.parent / "checkpoints.json").read_bytes())
-            self.world.disk.settled()
+            self.world.disk.changed()
             self.world.checkpoints.clear()
             self.ledger.again_from(dict.fromkeys(OTHERS, 0.0))
             self.ledger.floor.update(dict.fromkeys(OTHERS, 0.0))
@@ -1419,7 +1435,7 @@ class Operator:
             if data is None:
                 return
             Path(self.world.checkpoint_file).write_bytes(data)
-            self.world.disk.settled()
+            self.world.disk.changed()
             restored = checkpoints_in(data)
             for name in LOG_TYPES:
                 self.ledger.again_from({name: restored.get(name, 0) - 17 * HOUR})
