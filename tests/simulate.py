@@ -1124,14 +1124,14 @@ class World:
                 self.tell("    " + line[21:] if line[:2] == "20" else line)
             if "from a proxy?" in line and process.fault in ("nan", "deep"):
                 raise Failure(f"what Duo itself sent ({process.fault}) is told as a proxy's: {line}")
+            if "Bad request timestamp" in line and not re.search("date|clock", line):
+                raise Failure(f"Duo refuses the date, and nothing is said of it: {line}")
             words = PASS.search(line)
             if words:
                 process.passes[words[1]] += 1
                 self.passes += 1
             elif "Traceback" in line:
                 raise Failure(line)
-            elif "Bad request timestamp" in line and not re.search("date|clock", line):
-                raise Failure(f"Duo refuses the date, and nothing is said of it: {line}")
             elif "a hole" in line:
                 self.ledger.hole(re.search(r"(\w+): ", line)[1], line, process)
 
