@@ -729,7 +729,7 @@ def network(*kinds: str) -> Callable:
 
 
 def slow_link(world: "World", draw: random.Random) -> Callable[[], Any]:
-    world.link_bytes_per_s = draw.uniform(1_500, 10_000)
+    world.link_bytes_per_s = draw.uniform(800, 3_000)
     return lambda: setattr(world, "link_bytes_per_s", 0)
 
 
