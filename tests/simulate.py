@@ -164,7 +164,7 @@ class Ledger:
             at = float(int(start + draw.random() * (DAY - 200)))
             size = draw.choice((400, 700, 950, 1300))
             times += [at] * size + [at + draw.random() * 120 for _ in range(draw.choice((0, 20, 400)))]
-        stalls = [stall for stall in self.world.stalls if name in stall.log_types]
+        stalls = [s for s in self.world.stalls if name in s.log_types and s.start < start + 2 * DAY and s.end > start]
         on_time, at_once = [], collections.Counter()
         world, chance, lookback = self.world, draw.random, self.world.lookback
         has_late, has_hours_late, has_odd_times = (world.has(what) for what in ("late", "hours_late", "odd_times"))
