@@ -716,7 +716,7 @@ class Endpoints:
             first, end = self._window(call, store)
             done = self._position(call, store, first, end)
             left = end - first - done
-            count = self._shortened(min(call.limit, left), 1)
+            count = self._shortened(min(call.limit, left), self._least(call, store, first + done))
             begin = end - done - count if call.descending else first + done
             rows = store.cut(begin, begin + count, self._shuffle())
             after = None
@@ -804,6 +804,13 @@ class Endpoints:
         if rules.v1_order == "shuffled":
             self._random.shuffle(rows)
         return _ok(b"[%s]" % b",".join(self._bodies(call, rows)), len(rows))
+
+    def _least(self, call: Call, store: EventStore, begin: int) -> int:
+        """Of a short page from `begin` on. Where cursors fail, nobody could page on from one that ends in its first ms."""
+        if not call.log.v2 or call.descending or (self.rules.cursor_pages is None and self.rules.cursor_lifetime is None):
+            return 1
+        this_ms = store.rows[begin].time_us // 1000 if begin < len(store.rows) else 0
+        return store.span(this_ms, this_ms)[1] - begin + 1
 
     def _shortened(self, count: int, least: int) -> int:
         return self._random.randint(least, count) if self.rules.short_pages and least < count \

@@ -807,9 +807,9 @@ DISTURBANCES: Dict[str, Disturbance] = {
     "flaky": Disturbance(8, (1, 48), False, rules(
         fault_rate=[0.05, 0.2, 0.5], fault_kinds=[COMMON_FAULTS], stall_s=[5.0, 60.0])),
     "rate_limit": Disturbance(12, (1, 100), False, rate_limit),
+    "forgotten_cursors": Disturbance(4, (24, 300), True, rules(cursor_lifetime=[0.0, 1.0, 10.0])),
+    "refused_cursors": Disturbance(4, (24, 300), True, rules(cursor_pages=[1, 2, 5])),
     # Without short pages: where there is no cursor to go on with, they could not be told from the end.
-    "forgotten_cursors": Disturbance(4, (24, 300), True, rules(short_pages=[False], cursor_lifetime=[0.0, 1.0, 10.0])),
-    "refused_cursors": Disturbance(4, (24, 300), True, rules(short_pages=[False], cursor_pages=[1, 2, 5])),
     "missing_metadata": Disturbance(6, (100, 700), True, rules(short_pages=[False],
         fault_rate=[0.3], fault_kinds=[("no_metadata",), ("no_cursor",), ("no_metadata", "no_cursor")])),
     "spoilt_json": Disturbance(3, (1, 24), True, rules(fault_rate=[0.1], fault_kinds=[("nan", "deep", "truncated")])),

@@ -98,6 +98,15 @@ def test_a_cursor_that_is_refused_after_some_pages_of_a_walk(duo):
         assert ask(duo, "trust_monitor", **span, offset=second)[0] == 400
 
 
+def test_a_short_page_where_cursors_fail_reaches_beyond_its_first_ms(duo):
+    duo.rules.short_pages, duo.rules.cursor_pages = True, 1
+    at_ms = duo.now_ms() - 10 * MINUTE
+    duo.add("telephony", make_events("telephony", 3, at_ms, at_ms + 1) + make_events("telephony", 9, at_ms + 1000, at_ms + 2000))
+    counts = {len(ask(duo, "telephony", limit=1000, **window(duo))[2]["response"]["items"]) for _ in range(40)}
+    assert min(counts) >= 4
+    assert len(counts) > 3
+
+
 def test_a_proxys_date_is_off_while_duo_goes_by_its_own(duo):
     duo.rules.date_offset = 1200
     status, headers, _ = ask(duo, "telephony", **window(duo))
