@@ -1087,6 +1087,8 @@ def read_written(settings: Settings) -> set[bytes]:
                     occurrences[key] += 1
                     identity = f"{identity[1:]}#{occurrences[key]}"
                 found.add(digest(row, identity))
+    if not found:
+        log.warning("--missing-from %s holds no event of this account, so that all are missing from it", path)
     return found
 
 
@@ -1346,7 +1348,7 @@ REPORT_S = 30  # seconds between reports of a long pass
 def report(run: Run, collectors: list[Collector]) -> None:
     """Save the health, log the progress and write the metrics: at the end of a pass, and every REPORT_S during it."""
     now, under_way = run.edges.monotonic(), [collector for collector in collectors if collector.walk]
-    at_end = not any(collector.busy for collector in collectors)
+    at_end = not any(collector.busy or collector.due <= now for collector in collectors)
     if run.stderr.terminal:
         run.stderr.show([progress(collector, now) for collector in under_way])
     if at_end or now >= run.report_due:
@@ -1360,6 +1362,8 @@ def report(run: Run, collectors: list[Collector]) -> None:
         if run.settings.metrics_file and (not run.is_range or (at_end and run.in_file is not None)):
             write_metrics(run, collectors)
     if at_end:
+        for collector in collectors:  # begin the next passes together, so that they end together
+            collector.due = max(other.due for other in collectors)
         if abs(off_s := run.duo.clock_offset_s) > CLOCK_S:
             off = f"{abs(off_s):.0f} s {'behind' if off_s > 0 else 'ahead of'}"
             log.warning("local clock is %s Duo's; collection goes by Duo's clock, but set it right", off)
@@ -1494,7 +1498,10 @@ def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler)
             run.in_file = read_written(settings)
         if settings.since:
             start_at(run, collectors, settings.since, settings.until)
-        return run_passes(run, collectors)
+        known_s, status = run.duo.clock_offset_s, run_passes(run, collectors)
+        if is_range and not status and abs(run.duo.clock_offset_s - known_s) > CLOCK_S:
+            raise CollectorError("the range was reckoned by a wrong local clock: set it right, and run this again")
+        return status
 
 
 def start_at(run: Run, collectors: list[Collector], since: When, until: When | None) -> None:

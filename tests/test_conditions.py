@@ -529,6 +529,19 @@ def test_a_first_run_with_a_wrong_local_clock(duo, collector, off_s):
     assert (result.status, differences(duo, [result], DEFAULT)) == (0, NONE), result.stderr
 
 
+@pytest.mark.parametrize("more", [["--until", "now"], ["--missing-from", "/dev/null"]])
+def test_a_range_by_a_wrong_local_clock_is_no_success(duo, collector, more):
+    """The first request, for Duo's time, fails; what the later answers tell comes too late for --since."""
+    duo.rules.clock_offset = 7_200
+    duo.add("telephony", make_events("telephony", 10, duo.now_ms() - 50 * MINUTE, duo.now_ms() - 5 * MINUTE))
+    duo.inject("ping", (502, {"Content-Type": "text/html"}, b"<html>"))
+    options = ["--since", "1h", *more, "--log-types", "telephony"]
+    result = collector.run(*options)
+    assert (result.status, "reckoned by a wrong local clock" in result.stderr) == (75, True), result.stderr
+    result = collector.run(*options)
+    assert (result.status, len(result.events)) == (0, 10), result.stderr
+
+
 # 13: the alarm
 
 
@@ -796,13 +809,15 @@ def test_a_403_for_one_log_of_several_is_not_told_as_a_missing_permission(duo, c
 def test_a_403_for_one_log_is_told_as_such_by_each_pass_of_the_loop(duo, collector):
     """Each log type has its own pause, so that the others may be idle when one is refused."""
     fill(duo, "authentication", 20)
-    duo.rules.missing["telephony"], duo.rules.latency_s = 403, 0.05
+    duo.rules.missing["telephony"], duo.rules.latency_s, duo.rules.clock_offset = 403, 0.05, 60
     process = collector.start("--log-types", "telephony,authentication", "--interval", "0.4")
     lines = []
     while sum("ERROR telephony" in line for line in lines) < 5:
         lines.append(process.stderr.readline().decode())
     told = [line for line in lines if "ERROR telephony" in line]
     assert all("the account's plan does not include this log" in line for line in told), told
+    assert sum("local clock is" in line for line in lines) <= len(told), lines
+    assert len({request.connection for request in duo.requests}) <= len(told) + 1
     duo.rules.no_permission = True
     while sum('"Grant read log"' in line for line in lines) < 4:
         lines.append(process.stderr.readline().decode())

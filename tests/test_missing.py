@@ -498,3 +498,14 @@ def test_a_tenant_of_another_host_in_the_same_file(collector, duo, file):
     assert all(found == ("WARNING", 30, 30) for found in (*told(first).values(), *told(second).values()))
     hosts = Counter(json.loads(line)["host"] for line in file.read_bytes().splitlines())
     assert hosts == {"127.0.0.1": 180, "127.0.0.2": 180}
+
+
+def test_a_file_without_any_event_of_ours_is_told(duo, collector, tmp_path):
+    """Such as a compressed one: everything is missing from it."""
+    duo.add("telephony", make_events("telephony", 5, now_ms() - 2 * HOUR, now_ms() - HOUR))
+    written = collector.once("--log-types", "telephony").stdout.encode()
+    file, options = tmp_path / "duo.jsonl.gz", ["--since", "48h", "--log-types", "telephony", "--missing-from"]
+    file.write_bytes(gzip.compress(written))
+    assert f"{file} holds no event of this account" in collector.run(*options, file).stderr
+    file.write_bytes(written)
+    assert "holds no event" not in collector.run(*options, file).stderr
