@@ -1015,8 +1015,9 @@ def folder_trouble(path: str) -> str:
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         return f"there is no such folder: mkdir -p {folder}"
-    if os.path.ismount(path):
-        return "it is a mount point, which cannot be replaced: mount its folder instead"
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:  # ismount() is wrong on overlayfs
+        if any(line.split()[4] == os.fsencode(path) for line in file):
+            return "it is a mount point, which cannot be replaced: mount its folder instead"
     may = os.access(folder, os.R_OK | os.W_OK | os.X_OK)
     return "" if may else f"no permission to read and write folder {folder}: change its owner or mode"
 
@@ -1500,7 +1501,7 @@ def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler)
             start_at(run, collectors, settings.since, settings.until)
         known_s, status = run.duo.clock_offset_s, run_passes(run, collectors)
         if is_range and not status and abs(run.duo.clock_offset_s - known_s) > CLOCK_S:
-            raise CollectorError("the range was reckoned by a wrong local clock: set it right, and run this again")
+            raise CollectorError("the range was reckoned by a wrong local clock: set it right, and run this again", 75)
         return status
 
 
