@@ -806,9 +806,12 @@ class Endpoints:
         return _ok(b"[%s]" % b",".join(self._bodies(call, rows)), len(rows))
 
     def _least(self, call: Call, store: EventStore, begin: int) -> int:
-        """Of a short page from `begin` on. Where cursors fail, nobody could page on from one that ends in its first ms."""
-        if not call.log.v2 or call.descending or (self.rules.cursor_pages is None and self.rules.cursor_lifetime is None):
+        """Of a short page from `begin` on. Where cursors fail, nobody could page on from one that ends in its first ms,
+        nor from any that comes in no order."""
+        if self.rules.cursor_pages is None and self.rules.cursor_lifetime is None:
             return 1
+        if not call.log.v2 or call.descending:
+            return call.limit
         this_ms = store.rows[begin].time_us // 1000 if begin < len(store.rows) else 0
         return store.span(this_ms, this_ms)[1] - begin + 1
 
