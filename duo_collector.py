@@ -1162,6 +1162,7 @@ class Run:
     is_range: bool = False  # whether to print a range and move no checkpoint
     in_file: set[bytes] | None = None  # with --missing-from: digests of the events in FILE
     report_due: float = 0.0  # s, by the monotonic clock
+    pass_due: float = 0.0  # the same: when all log types began, or will begin, their pass together
 
 
 class Collector:
@@ -1349,7 +1350,7 @@ REPORT_S = 30  # seconds between reports of a long pass
 def report(run: Run, collectors: list[Collector]) -> None:
     """Save the health, log the progress and write the metrics: at the end of a pass, and every REPORT_S during it."""
     now, under_way = run.edges.monotonic(), [collector for collector in collectors if collector.walk]
-    at_end = not any(collector.busy or collector.due <= now for collector in collectors)
+    at_end = not any(collector.busy or collector.due <= run.pass_due for collector in collectors)
     if run.stderr.terminal:
         run.stderr.show([progress(collector, now) for collector in under_way])
     if at_end or now >= run.report_due:
@@ -1363,8 +1364,9 @@ def report(run: Run, collectors: list[Collector]) -> None:
         if run.settings.metrics_file and (not run.is_range or (at_end and run.in_file is not None)):
             write_metrics(run, collectors)
     if at_end:
-        for collector in collectors:  # begin the next passes together, so that they end together
-            collector.due = max(other.due for other in collectors)
+        run.pass_due = max(collector.due for collector in collectors)
+        for collector in collectors:  # so that the next passes end together, too
+            collector.due = run.pass_due
         if abs(off_s := run.duo.clock_offset_s) > CLOCK_S:
             off = f"{abs(off_s):.0f} s {'behind' if off_s > 0 else 'ahead of'}"
             log.warning("local clock is %s Duo's; collection goes by Duo's clock, but set it right", off)

@@ -430,6 +430,7 @@ def test_the_metrics_file_is_replaced_whole_and_readable(duo, collector, metrics
     metrics.path.write_text("old\n")
     metrics.path.chmod(0o600)
     duo.rules.v1_hold_back_s = 0.0
+    duo.rules.latency_s = 0.02  # so that a pass takes longer than the pause
     with running(collector, "--interval", "0.01", umask=0o077):
         wait_for(lambda: metrics.path.read_text() != "old\n", "metrics")
         size, inodes = len(metrics()), set()
