@@ -355,15 +355,15 @@ def test_signal_ends_it_as_process_1(duo, collector):
     assert finish(process, PROMISE_S).status == 0
 
 
-@pytest.mark.parametrize("options, status", [(LOOP, 0), (["--check"], 75), (["--accounts"], 75)])
-def test_signal_ends_a_name_look_up(collector, tmp_path, options, status):
+@pytest.mark.parametrize("options, status, number", [(LOOP, 0, 213), (["--check"], 75, 214), (["--accounts"], 75, 215)])
+def test_signal_ends_a_name_look_up(collector, tmp_path, options, status, number):
     unshare = unshared("--mount")
     resolver = tmp_path / "resolv.conf"
-    resolver.write_text("nameserver 127.0.0.213\noptions timeout:30\n")
+    resolver.write_text(f"nameserver 127.0.0.{number}\noptions timeout:30\n")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.settimeout(20)
         try:
-            silent.bind(("127.0.0.213", 53))
+            silent.bind((f"127.0.0.{number}", 53))
         except OSError as error:
             pytest.skip(f"no right to be a name server: {error}")
         mount = f"mount --bind '{resolver}' /etc/resolv.conf"
