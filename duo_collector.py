@@ -303,10 +303,10 @@ def redact(text: str) -> str:
 
 @contextlib.contextmanager
 def fatal_errors(status: int, what: str, consequence: str = "") -> Iterator[None]:
-    """Raise CollectorError, with this status and what cannot be done, for an OSError or ValueError in the block."""
+    """Raise CollectorError, with this status and what cannot be done, for a system or parse error in the block."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise CollectorError(f"{what}: {one_line(error)}{consequence}", status) from None
 
 
@@ -970,18 +970,14 @@ OURS = ("state", "written", "health", "clock_offset_s")  # the last three are fr
 
 def read_json_object(path: str) -> dict[str, Any]:
     """Read a JSON object from a file; return an empty one if there is no file. Raises CollectorError."""
-    try:
+    remedy = " (the file is unchanged; restore it, or move it away to start from the seeds)"
+    with fatal_errors(78, f"checkpoint file {path} cannot be read", remedy), contextlib.suppress(FileNotFoundError):
         with open(path, encoding="utf-8", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             document = json.load(file)
         if isinstance(document, dict):
             return document
-        found = "it is not a JSON object"
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        found = ("" if isinstance(error, OSError) else "it is not JSON: ") + one_line(error)
-    remedy = "the file is unchanged; restore it, or move it away to start from the seeds"
-    raise CollectorError(f"checkpoint file {path} cannot be read: {found} ({remedy})", 78)
+        raise ValueError("it is not a JSON object")
+    return {}
 
 
 @contextlib.contextmanager
@@ -1215,8 +1211,7 @@ class Collector:
                 if walk.pages or opened == 3 or abs(duo.clock_offset_s - known_s) <= JITTER_S:
                     raise
             # The first answer tells Duo's time. If that makes the window wrong, drop this page and open a new window.
-            too_far = walk.until_ms > duo.now_ms() - self.log_type.delay_ms
-            if not walk.pages and opened < 3 and (too_far or abs(duo.clock_offset_s - known_s) > JITTER_S):
+            if not walk.pages and opened < 3 and not 0 <= duo.clock_offset_s - known_s <= JITTER_S:
                 opened += 1
                 continue
             self.skip_expired(walk)
