@@ -154,21 +154,18 @@ MS, SECONDS = 1, 1000
 SEED_MS = 1661022959934  # 2022-08-20: where collection starts by default
 
 V2: dict[str, Any] = {"cursor": "next_offset", "sort": "ts:asc", "kept_days": 180}
-LOG_TYPES = {
-    log_type.name: log_type
-    for log_type in (
-        LogType("authentication", "v2/logs/authentication", "AUTH_SINCE_TIME", MS, "authlogs", "isotimestamp",
-                "txid", **V2),
-        LogType("administrator", "v1/logs/administrator", "ADMIN_SINCE_TIME", SECONDS, "response", "timestamp",
-                successor="activity"),
-        LogType("telephony", "v2/logs/telephony", "TELEPHONY_SINCE_TIME", MS, "items", "ts", "telephony_id", **V2),
-        LogType("activity", "v2/logs/activity", "ACTIVITY_SINCE_TIME", MS, "items", "ts", "activity_id", **V2),
-        LogType("offline_enrollment", "v1/logs/offline_enrollment", "OFFLINE_ENROLLMENT_SINCE_TIME", SECONDS,
-                "response", "timestamp", successor="activity"),
-        LogType("trust_monitor", "v1/trust_monitor/events", "TRUST_MONITOR_SINCE_TIME", MS, "events",
-                "surfaced_timestamp", "sekey", page_size=200, cursor="offset", ordered=False, kept_days=180),
-    )
-}  # fmt: skip
+LOG_TYPES = {row.name: row for row in (
+    LogType("authentication", "v2/logs/authentication", "AUTH_SINCE_TIME", MS, "authlogs", "isotimestamp",
+            "txid", **V2),
+    LogType("administrator", "v1/logs/administrator", "ADMIN_SINCE_TIME", SECONDS, "response", "timestamp",
+            successor="activity"),
+    LogType("telephony", "v2/logs/telephony", "TELEPHONY_SINCE_TIME", MS, "items", "ts", "telephony_id", **V2),
+    LogType("activity", "v2/logs/activity", "ACTIVITY_SINCE_TIME", MS, "items", "ts", "activity_id", **V2),
+    LogType("offline_enrollment", "v1/logs/offline_enrollment", "OFFLINE_ENROLLMENT_SINCE_TIME", SECONDS,
+            "response", "timestamp", successor="activity"),
+    LogType("trust_monitor", "v1/trust_monitor/events", "TRUST_MONITOR_SINCE_TIME", MS, "events",
+            "surfaced_timestamp", "sekey", page_size=200, cursor="offset", ordered=False, kept_days=180),
+)}  # fmt: skip
 DEFAULT_LOG_TYPES = "authentication,administrator,telephony"
 
 
