@@ -1624,7 +1624,6 @@ def main(arguments: list[str] | None = None, edges: Edges | None = None) -> int:
     stderr, logging.Formatter.converter = StderrHandler(), time.gmtime
     log.handlers = [stderr if sys.stderr is not None else logging.NullHandler()]
     try:
-        log.setLevel(logging.INFO)
         options = parse_options(arguments)
         log.setLevel(logging.DEBUG if options.verbose else logging.WARNING if options.quiet else logging.INFO)
         looked_for = load_env_file(options.env_file)
