@@ -1325,7 +1325,6 @@ def run_passes(run: Run, collectors: list[Collector]) -> int:
     while (collector := min(collectors, key=lambda collector: collector.due)).due < math.inf:
         wait_s = max(0.0, collector.due - edges.monotonic())
         if edges.wait(min(wait_s, REPORT_S) if any(other.busy for other in collectors) else wait_s):
-            run.stderr.show([])
             log.info("stopped by a signal%s", "" if run.is_range else "; everything written is checkpointed")
             return max(PassFailed.status, *(collector.status for collector in collectors)) if run.once else 0
         if edges.monotonic() >= collector.due:
