@@ -605,14 +605,13 @@ NOT_ASCII = re.compile(rb"[\x80-\xff]+")
 BETWEEN = re.compile(r"\s*(?:,\s*(?=[^\s\]])|(?=\]))")
 
 
-def escape_json(error: UnicodeError) -> tuple[str, int]:
+def escape_json(error: UnicodeDecodeError) -> tuple[str, int]:
     """Escape non-ASCII bytes in bytes.decode(): JSON has them only in strings. An invalid byte becomes U+FFFD."""
-    assert isinstance(error, UnicodeDecodeError)
     end = NOT_ASCII.match(error.object, error.start).end()  # type: ignore[union-attr]
     return json.dumps(error.object[error.start : end].decode(errors="replace"))[1:-1], end
 
 
-codecs.register_error("escape_json", escape_json)  # escaping the decoded text takes a third longer for a page
+codecs.register_error("escape_json", escape_json)  # type: ignore[arg-type]  # escaping decoded text takes longer
 
 
 def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, Any], list[Event] | None, str]:
