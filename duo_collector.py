@@ -663,8 +663,7 @@ def identity_of(log_type: LogType, value: Mapping[str, Any]) -> str:
 
 def event_time(log_type: LogType, value: Any) -> float | None:
     """An event's time in ms, including a fraction; None if missing or invalid."""
-    is_number = isinstance(value, (int, float))
-    time_ms = value * log_type.unit_ms if is_number else parse_iso(value) if isinstance(value, str) else None
+    time_ms = value * log_type.unit_ms if isinstance(value, (int, float)) else parse_iso(str(value))
     return time_ms if time_ms is not None and 0 <= time_ms < 10**14 else None
 
 
