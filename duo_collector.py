@@ -764,7 +764,7 @@ class Walk:
 
     def __init__(self, log_type: LogType, start_ms: int, until_ms: int, on_hole: Callable[[int, int, str], None],
                  known: Mapping[str, int] | None = None) -> None:  # fmt: skip
-        """`on_hole`: reports first, last (ms), message. `known`: events written; None: ignore Duo's count."""
+        """`on_hole`: reports first, last (ms), what is shown. `known`: events written; None: ignore Duo's count."""
         self.log_type, self.start_ms, self.until_ms = log_type, start_ms, until_ms
         self.on_hole, self.known = on_hole, known
         self.at_ms = self.reached_ms = self.newest_ms = start_ms  # mintime; everything before was shown; newest event
@@ -773,7 +773,7 @@ class Walk:
         self.page = self.fresh = dict[str, Event]()  # events of the latest page; those not on the page before
         self.occurrences = Counter[str]()  # of events without an id
         self.full_page = log_type.page_size if log_type.cursor else 10  # a page of this many may be truncated
-        self.pending_hole = ""  # the message for an instant that the end of a page may have cut short
+        self.pending_hole = ""  # what is shown of an instant that the end of a page may have cut short
         self.pages = self.received = 0
         self.total: int | None = None  # Duo's count of events in the window
 
@@ -852,9 +852,8 @@ class Walk:
         elif self.overlap_s and any(at_ms - unit_ms <= time_ms < at_ms for time_ms in times):
             self.overlap_s = 0  # mintime includes its own second, so the second before only wastes page space
         else:
-            what = f"{counted(count, 'event')}{' of one millisecond' if unit_ms == MS else ''}"
             if count >= self.full_page:
-                self.pending_hole = f"perhaps a hole: of {iso(at_ms)} Duo shows only {what}; continuing after it"
+                self.pending_hole = f"{count:,} events of one {'millisecond' if unit_ms == MS else 'second'}"
             if count >= self.log_type.page_size:
                 self.on_hole(at_ms, at_ms, self.pending_hole)
                 self.pending_hole = ""
@@ -867,8 +866,7 @@ class Walk:
         Returns whether anything is left. For an ordered log, the whole window is one slice."""
         length_ms = self.end_ms - self.at_ms
         if not drained and length_ms < 1000:
-            message = f"perhaps a hole: after {iso(self.at_ms)} Duo shows only part of a second; continuing after it"
-            self.on_hole(self.at_ms, self.end_ms, message)
+            self.on_hole(self.at_ms, self.end_ms, "part of one second")
             drained = True
         if drained:
             self.at_ms = self.reached_ms = self.end_ms
@@ -1282,9 +1280,7 @@ class Collector:
             odd = event.untimed or not walk.start_ms <= event.time_ms <= walk.until_ms + 2 * row.delay_ms
             times[identity] = walk.until_ms if odd else int(event.time_ms)
         if not more and walk.total is not None and walk.received < walk.total:
-            counts = f"Duo counts {counted(walk.total, 'event')}, its pages held {walk.received:,}"
-            message = f"a hole: from {iso(walk.start_ms)} to {iso(walk.until_ms)} {counts}"
-            self.report_hole(walk.start_ms, walk.until_ms, message)
+            self.report_hole(walk.start_ms, walk.until_ms, f"{walk.received:,} of {counted(walk.total, 'event')}")
         self.written += len(lines)
         self.health["events"] += len(lines)
         self.health["last_success_ms"] = self.health["last_success_ms"] if more else run.duo.now_ms()
@@ -1295,12 +1291,13 @@ class Collector:
         with run.checkpoints.saving(row):
             run.output.write(lines)
 
-    def report_hole(self, first_ms: int, last_ms: int, message: str) -> None:
+    def report_hole(self, first_ms: int, last_ms: int, shown: str) -> None:
         """Report and count a hole (events that Duo has but does not return) once, even if later passes find it too."""
         if first_ms > self.state.hole_ms:
             self.state.hole_ms = last_ms
             self.health["holes"] += 1
-            log.warning("%s: %s", self.log_type.name, message)
+            where = f"from {iso(first_ms)} to {iso(last_ms)}"
+            log.warning("%s: perhaps a hole: %s Duo shows only %s", self.log_type.name, where, shown)
 
     def end_pass(self, status: int, why: str) -> None:
         run, level = self.run, logging.ERROR if why else logging.INFO

@@ -173,7 +173,7 @@ def test_the_only_hole_that_cannot_be_closed_is_not_passed_in_silence(duo, colle
     duo.add("telephony", instant("telephony", 1_500, now_ms() - HOUR, spread_us=1))
     result = collector.once("--log-types", "telephony")
     missing = len(canonical(duo.events("telephony")) - canonical(result.of("telephony")))
-    assert missing == 0 or "telephony: a hole: from " in result.stderr
+    assert missing == 0 or "telephony: perhaps a hole: from " in result.stderr
 
 
 def test_a_hole_that_duo_counts_is_named(duo, collector):
@@ -183,8 +183,8 @@ def test_a_hole_that_duo_counts_is_named(duo, collector):
     duo.inject("authentication", (200, {"Content-Type": "application/json"}, body.encode()))
     result = collector.once("--log-types", "authentication")
     assert (result.status, len(result.events)) == (0, 7)
-    assert "authentication: a hole: from " in result.stderr
-    assert "Duo counts 10 events, its pages held 7" in result.stderr
+    assert "authentication: perhaps a hole: from " in result.stderr
+    assert "Duo shows only 7 of 10 events" in result.stderr
 
 
 def test_a_total_that_is_a_lower_bound_is_none():
@@ -264,7 +264,7 @@ def test_seconds_of_many_administrator_events(duo, collector, mintime, counts):
     overfull = [second for second, count in enumerate(counts) if count > 1000]
     for second in overfull:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start_ms // 1000 + second))
-        assert f"of {stamp} Duo shows only 1,000 events" in result.stderr
+        assert f"from {stamp} to {stamp} Duo shows only 1,000 events" in result.stderr
     assert ("a hole" in result.stderr) == (max(counts) >= 1000)  # of 1,000 one can't tell whether that was all
     again = collector.once("--log-types", "administrator")
     assert again.stdout == ""
