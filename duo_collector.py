@@ -919,11 +919,12 @@ class Checkpoints:
 
     def read(self, log_type: LogType, seed_ms: int) -> State:
         """A log type's state from the file, as this or an earlier version wrote it. Raises CollectorError."""
-        key, document, unit_ms = log_type.since_key, self.document, log_type.unit_ms
-        value = document.get(key, seed_ms // unit_ms)
+        document, unit_ms = self.document, log_type.unit_ms
+        value = json.dumps(document.get(log_type.since_key, seed_ms // unit_ms))
+        with fatal_errors(78, f"checkpoint file {self.path}: {log_type.since_key} is {one_line(value)}"):
+            since_ms = log_type.parse_since(value)
+        state, key = State(since_ms, since_ms, {}), "state" if "state" in document else "written"
         try:
-            since_ms = log_type.parse_since(json.dumps(value))
-            state, key = State(since_ms, since_ms, {}), "state" if "state" in document else "written"
             kept = document.get(key, {}).get(log_type.name)
             health = kept and kept.get("health")
             if kept and key == "written":  # as version 1 wrote it
@@ -932,10 +933,8 @@ class Checkpoints:
                 state.start_ms = min(-(-int(kept["start_ms"]) // unit_ms) * unit_ms, since_ms)
                 state.written = {identity: int(at_ms) for identity, at_ms in kept["written"].items()}
                 state.hole_ms = int(kept.get("hole_ms", 0))
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as wrong:
-            message = f"{key} is {one_line(json.dumps(value)[:60])}: {wrong}"
-            if key != log_type.since_key:
-                message = f'"{key}" is damaged: restore the file, or remove that key; events are then repeated'
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+            message = f'"{key}" is damaged: restore the file, or remove that key; events are then repeated'
             raise CollectorError(f"checkpoint file {self.path}: {message}", 78) from None
         for name, found in (health if isinstance(health, dict) else {}).items():  # invalid values are dropped
             if name in HEALTH and type(found) is type(HEALTH[name]) and (found == str(found) or 0 <= found < 10**14):
