@@ -909,8 +909,13 @@ class Checkpoints:
 
     def __init__(self, path: str, settings: Settings) -> None:
         """Read and check the file; without one (an empty path) all start from the seeds. Raises CollectorError."""
-        self.path, self.writing = path, threading.Lock()
-        self.document = read_json_object(path) if path else {}
+        self.path, self.writing, self.document = path, threading.Lock(), dict[str, Any]()
+        remedy = " (the file is unchanged; restore it, or move it away to start from the seeds)"
+        with fatal_errors(78, f"checkpoint file {path} cannot be read", remedy), contextlib.suppress(FileNotFoundError):
+            with open(path, encoding="utf-8", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+                self.document = json.load(file)
+            if not isinstance(self.document, dict):
+                raise ValueError("it is not a JSON object")
         self.states = {row: self.read(row, seed_ms) for row, seed_ms in settings.seeds.items()}
         owner = self.document.get("account", settings.account)
         if settings.base_url and owner != settings.account:
@@ -958,18 +963,6 @@ class Checkpoints:
 
 
 OURS = ("state", "written", "health", "clock_offset_s")  # the last three are from version 1
-
-
-def read_json_object(path: str) -> dict[str, Any]:
-    """Read a JSON object from a file; return an empty one if there is no file. Raises CollectorError."""
-    remedy = " (the file is unchanged; restore it, or move it away to start from the seeds)"
-    with fatal_errors(78, f"checkpoint file {path} cannot be read", remedy), contextlib.suppress(FileNotFoundError):
-        with open(path, encoding="utf-8", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            document = json.load(file)
-        if isinstance(document, dict):
-            return document
-        raise ValueError("it is not a JSON object")
-    return {}
 
 
 @contextlib.contextmanager
