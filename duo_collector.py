@@ -472,7 +472,7 @@ class Duo:
         # requests calls this last, so what is signed is what is sent; it also keeps requests from using .netrc.
         self.session.auth = lambda request: sign(request, settings, email.utils.formatdate(self.now_ms() / 1000))
         self.clock_offset_s = self.accepted_s = 0.0  # Duo's clock minus the local clock; as of the last page
-        self.answered = set[str]()  # names of the log types that these keys may read, by the last answer for each
+        self.answered = dict[LogType, bool]()  # whether the last answer for it let these keys read it
 
     def now_ms(self) -> int:
         """The time by Duo's clock, as far as known."""
@@ -518,11 +518,9 @@ class Duo:
         response = answer.fields.get("response")
         holder = response if isinstance(response, dict) else answer.fields
         got = (answer.status, answer.fields.get("stat"), holder.get(log_type.list_key))
+        self.answered[log_type] = answer.status == 200
         if got != (200, "OK", []) or answer.events is None:
-            if answer.status in (401, 403):
-                self.answered.discard(log_type.name)
             raise refusal(self, answer, log_type)
-        self.answered.add(log_type.name)
         self.accepted_s = self.clock_offset_s
         paging = holder.get("metadata") or answer.fields.get("metadata") or {}  # duo_client looks in both places
         try:
@@ -715,7 +713,7 @@ def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
         key = "accounts"
     elif status == 401 and "bad request timestamp" in message.lower():  # whatever its code
         key = "40105"
-    elif status == 403 and log_type and duo.answered:
+    elif status == 403 and any(duo.answered.values()):
         key = "403 of one"
     if key in MEANINGS and (given or status in (401, 403, 429)):  # a 404 without JSON is not from Duo
         kind, meaning = MEANINGS[key]
