@@ -701,12 +701,11 @@ MEANINGS: Mapping[str, tuple[type[PassFailed], str]] = {  # by Duo's code, HTTP 
 
 def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
     """The exception for an answer without a page: its meaning, and Duo's own words."""
-    given, status, settings = answer.fields, answer.status, duo.settings
+    given, settings = answer.fields, duo.settings
     code, message = str(given.get("code", "")), f"{given.get('message') or ''} {given.get('message_detail') or ''}"
-    if status == 200 and re.fullmatch("[45][0-9]{4}", code):  # a failure despite HTTP 200
-        status = int(code[:3])
+    status = int(code[:3]) if re.fullmatch("[45][0-9]{4}", code) else answer.status  # that of HTTP may be 200
     reason = " ".join(one_line(f"{status} {code} {message}".replace(settings.secret_key, "***")).split())
-    key = code if code in MEANINGS and code.startswith(str(status)) else str(status) if status < 500 else "5xx"
+    key = code if code in MEANINGS else str(status) if status < 500 else "5xx"
     if "cross-deployment" in message.lower():
         key = "child"
     elif log_type is None and status in (401, 403):
