@@ -1326,8 +1326,7 @@ def report(run: Run, collectors: list[Collector]) -> None:
     """Save the health, log the progress and write the metrics: at the end of a pass, and every REPORT_S during it."""
     now, under_way = run.edges.monotonic(), [collector for collector in collectors if collector.walk]
     at_end = not any(collector.busy or collector.due <= run.pass_due for collector in collectors)
-    if run.stderr.terminal:
-        run.stderr.show([progress(collector, now) for collector in under_way])
+    run.stderr.show([progress(collector, now) for collector in under_way])
     if at_end or now >= run.report_due:
         run.report_due = now + REPORT_S
         if any(collector.status if at_end else collector.busy and collector.requests for collector in collectors):
@@ -1583,12 +1582,11 @@ class StderrHandler(logging.Handler):
         self.write(f"{level}{redact(self.format(record))}\n")
 
     def show(self, lines: list[str]) -> None:
-        if log.isEnabledFor(logging.INFO) and (lines or self.shown):
-            width = 80
+        if self.terminal and log.isEnabledFor(logging.INFO) and (lines or self.shown):
             with contextlib.suppress(OSError):  # the terminal has been closed
-                width = os.get_terminal_size(2).columns or width
-            self.write("".join(f"{line[:width]}\n" for line in lines))
-            self.shown = len(lines)
+                width = os.get_terminal_size(2).columns or 80
+                self.write("".join(f"{line[:width]}\n" for line in lines))
+                self.shown = len(lines)
 
     def write(self, text: str) -> None:
         erase = f"\x1b[{self.shown}F\x1b[J" if self.shown else ""
