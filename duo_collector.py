@@ -1324,17 +1324,17 @@ REPORT_S = 30  # seconds between reports of a long pass
 
 def report(run: Run, collectors: list[Collector]) -> None:
     """Save the health, log the progress and write the metrics: at the end of a pass, and every REPORT_S during it."""
-    now, under_way = run.edges.monotonic(), [collector for collector in collectors if collector.walk]
+    now = run.edges.monotonic()
     at_end = not any(collector.busy or collector.due <= run.pass_due for collector in collectors)
-    run.stderr.show([progress(collector, now) for collector in under_way])
+    run.stderr.show([progress(collector, collector.walk, now) for collector in collectors if collector.walk])
     if at_end or now >= run.report_due:
         run.report_due = now + REPORT_S
         if any(collector.status if at_end else collector.busy and collector.requests for collector in collectors):
             with contextlib.suppress(CollectorError), run.checkpoints.saving():  # only the health: carry on if it fails
                 pass
-        for collector in [] if run.stderr.terminal else under_way:
-            if now >= collector.began + REPORT_S:
-                log.info("%s", progress(collector, now))
+        for collector in [] if run.stderr.terminal else collectors:
+            if collector.walk and now >= collector.began + REPORT_S:
+                log.info("%s", progress(collector, collector.walk, now))
         if run.settings.metrics_file and (not run.is_range or (at_end and run.in_file is not None)):
             write_metrics(run, collectors)
     if at_end:
@@ -1347,10 +1347,9 @@ def report(run: Run, collectors: list[Collector]) -> None:
         run.duo.session.close()  # Duo would have closed the connection by the next pass
 
 
-def progress(collector: Collector, now: float) -> str:
+def progress(collector: Collector, walk: Walk, now: float) -> str:
     """How far a pass has got: the share of the window, the time left, events so far, the rate, the time reached."""
-    walk, name = collector.walk, collector.log_type.name
-    assert walk
+    name = collector.log_type.name
     elapsed_s = max(0.001, now - collector.began)
     events = f"{counted(collector.written, 'event')} so far, {walk.received / elapsed_s * 60:,.0f} a minute"
     if not collector.log_type.ordered:
