@@ -1510,12 +1510,11 @@ def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int,
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
         stop.set()
         time.sleep(grace_s)
-        in_page, when = not writing.acquire(blocking=False), "during a request; none of its events were written"
-        if in_page:
-            when = "while writing a page: stdout's reader or the disk is slow; the checkpoint is before that page"
+        in_page = not writing.acquire(blocking=False)
+        doing = "writing a page: stdout's reader or the disk is slow" if in_page else "waiting for Duo"
         with contextlib.suppress(OSError):
             if select.select([], [2], [], 0)[1]:  # not if the main thread is blocked writing to it
-                log.log(logging.ERROR if in_page else logging.INFO, "stopped by a signal %s", when)
+                log.log(logging.ERROR if in_page else logging.INFO, "stopped by a signal while %s", doing)
         os._exit(74 if in_page else status)
 
     threading.Thread(target=watch, daemon=True).start()
