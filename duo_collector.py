@@ -1421,9 +1421,6 @@ def show_status(settings: Settings, edges: Edges, as_json: bool) -> int:
 
 # The command line
 
-GRACE_S = 3  # how long a page that is being written may take after SIGTERM
-
-
 def check(settings: Settings, edges: Edges) -> int:
     """Make a small request for each log type, and print the result; return the worst exit status."""
     output, duo, problems, result = Output(), Duo(settings, edges), dict[LogType, Any](), ""
@@ -1500,9 +1497,9 @@ def start_at(run: Run, collectors: list[Collector], since: When, until: When | N
             pass
 
 
-def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int, grace_s: float = GRACE_S) -> None:
-    """On SIGTERM or SIGINT set `stop`, and force an exit grace_s later. This takes a thread: a blocked main thread runs
-    no signal handler. `writing` is held while a page and its checkpoint are written."""
+def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int, grace_s: float = 3) -> None:
+    """On SIGTERM or SIGINT set `stop`, and force an exit grace_s later, in case a request hangs or a page cannot be
+    written. This takes a thread: a blocked main thread runs no signal handler. `writing` is held during a page."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
 
     def watch() -> None:
