@@ -488,12 +488,11 @@ class Duo:
             received_ms = self.edges.now() * 1000
             content = response.raw.read(ANSWER_BYTES + 1, decode_content=True)
             if len(content) > ANSWER_BYTES:
-                raise Failed(f"an answer of more than {ANSWER_BYTES:,} bytes")
+                raise Failed(f"an answer of more than {ANSWER_BYTES:,} bytes is not read")
             response.close()  # the connection is reused, since the whole answer was read
         except Exception as error:  # requests and urllib3 raise many types for a proxy, header or certificate
             self.session.close()  # the rest of this answer must not be read as the next one
-            message = f"no answer from {self.settings.host}: {explain_no_answer(error)}"
-            raise (error if isinstance(error, Failed) else Failed(message)) from None
+            raise Failed(f"no answer from {self.settings.host}: {explain_no_answer(error)}") from None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         log.debug("%s %s: %d, %s", method, url, response.status_code, counted(len(content), "byte"))
@@ -1420,6 +1419,7 @@ def show_status(settings: Settings, edges: Edges, as_json: bool) -> int:
 
 
 # The command line
+
 
 def check(settings: Settings, edges: Edges) -> int:
     """Make a small request for each log type, and print the result; return the worst exit status."""
