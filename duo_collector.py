@@ -627,8 +627,7 @@ def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, An
         fields = json.loads(text, parse_constant=refuse_constant)
         return (fields, events, "") if isinstance(fields, dict) else ({}, None, "")
     except (IndexError, RecursionError, ValueError) as error:
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else one_line(error)
-        return {}, None, why if b'"stat"' in body else ""
+        return {}, None, one_line(error) if b'"stat"' in body else ""
 
 
 ADDED = frozenset(("eventtype", "host", "child_account_id"))

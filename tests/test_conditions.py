@@ -567,7 +567,7 @@ def test_status_with_max_lag_tells_a_tenant_that_is_stuck_though_its_file_is_new
 # 14: pages that cannot be read, links that are slow
 
 
-@pytest.mark.parametrize("fault, words", [("nan", "it holds NaN, which is not JSON"), ("deep", "it is nested too deep")])
+@pytest.mark.parametrize("fault, words", [("nan", "it holds NaN, which is not JSON"), ("deep", "maximum recursion depth exceeded")])
 def test_a_page_that_is_no_json_is_told_as_what_it_is(duo, collector, fault, words):
     fill(duo, "telephony", 50)
     duo.inject("telephony", fault)
