@@ -524,7 +524,7 @@ class Duo:
         paging = holder.get("metadata") or answer.fields.get("metadata") or {}  # duo_client looks in both places
         try:
             return Page(answer.events, read_cursor(paging.get("next_offset")), read_total(paging.get("total_objects")))
-        except (AttributeError, ValueError):
+        except (AttributeError, TypeError, ValueError):
             raise Failed(f"an answer with invalid metadata: {one_line(str(paging))}") from None
 
     def ask_clock(self) -> None:
@@ -664,11 +664,9 @@ def event_time(log_type: LogType, value: Any) -> float | None:
 
 
 def read_cursor(value: Any) -> str | None:
-    """The cursor of the next page: a string, an int, or for authentication a list. Raises ValueError."""
+    """The cursor of the next page: a string, an int, or for authentication a list. Raises TypeError or ValueError."""
     parts = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(part, (str, int)) for part in parts):
-        raise ValueError("unexpected type of cursor")
-    return ",".join(map(str, parts)) or None
+    return ",".join(part if isinstance(part, str) else f"{part:d}" for part in parts) or None
 
 
 def read_total(value: Any) -> int | None:
