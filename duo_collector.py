@@ -670,9 +670,8 @@ def read_cursor(value: Any) -> str | None:
 
 
 def read_total(value: Any) -> int | None:
-    """Read total_objects: an int, or an object with an int value; None if that is only a lower bound."""
-    if isinstance(value, dict):
-        value = value.get("value") if value.get("relation", "eq") == "eq" else None
+    """Read total_objects: an int, or an object with an int value."""
+    value = value.get("value") if isinstance(value, dict) else value
     return value if isinstance(value, int) else None
 
 
