@@ -923,7 +923,8 @@ class Checkpoints:
         state, key = State(since_ms, since_ms, {}), "state" if "state" in document else "written"
         try:
             kept = document.get(key, {}).get(log_type.name)
-            health = kept and kept.get("health")
+            health = kept.get("health", {}) if kept else {}
+            state.health.update((name, health[name]) for name in HEALTH if type(health.get(name)) is type(HEALTH[name]))
             if kept and key == "written":  # as version 1 wrote it
                 kept = {"since_ms": kept["since"] * unit_ms, "start_ms": kept["from"], "written": kept["events"]}
             if kept is not None and kept["since_ms"] == since_ms:  # otherwise it was set by hand: a fresh start
@@ -933,9 +934,6 @@ class Checkpoints:
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             message = f'"{key}" is damaged: restore the file, or remove that key; events are then repeated'
             raise CollectorError(f"checkpoint file {self.path}: {message}", 78) from None
-        for name, found in (health if isinstance(health, dict) else {}).items():  # invalid values are dropped
-            if name in HEALTH and type(found) is type(HEALTH[name]) and (found == str(found) or 0 <= found < 10**14):
-                state.health[name] = found
         return state
 
     @contextlib.contextmanager
