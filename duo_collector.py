@@ -943,8 +943,7 @@ class Checkpoints:
         document = {key: value for key, value in self.document.items() if key not in OURS}
         if log_type:
             document[log_type.since_key] = self.states[log_type].since_ms // log_type.unit_ms
-        used = [row for row, state in self.states.items() if row.since_key in document or state.health != HEALTH]
-        document["state"] = {row.name: vars(self.states[row]) for row in used}
+        document["state"] = {row.name: vars(state) for row, state in self.states.items()}
         lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
         new = replacing(self.path, "{\n" + ",\n".join(lines) + "\n}\n") if self.path else contextlib.nullcontext()
         with self.writing, fatal_errors(74, f"checkpoint file {self.path} cannot be saved"), new:
