@@ -327,7 +327,7 @@ class Settings:
     since: When | None = setting("", "--since", partial(parse_when, "--since"), unset=None)
     until: When | None = setting("", "--until", partial(parse_when, "--until"), unset=None)  # moves no checkpoint
     missing_from: str = setting("", "--missing-from", str)  # path of a file with lines written earlier
-    max_lag_ms: int | None = setting("", "--max-lag", parse_age, unset=None)
+    max_lag_ms: float = setting("", "--max-lag", parse_age, unset=math.inf)
     seeds: Mapping[LogType, int] = field(default_factory=dict)  # ms
 
     @property
@@ -1388,13 +1388,12 @@ def show_status(settings: Settings, edges: Edges, as_json: bool) -> int:
     """Show how far each log type has got, and how its passes ended; return the exit status."""
     output, checkpoints, now_ms = Output(), Checkpoints(settings.checkpoint_file, settings), edges.now() * 1000
     if not checkpoints.document:
-        what = "is empty" if os.path.exists(checkpoints.path) else "does not exist yet"
-        log.info("checkpoint file %s %s: showing the seeds", checkpoints.path, what)
+        log.info("checkpoint file %s is empty or does not exist yet: showing the seeds", checkpoints.path)
     document, late, limit_ms = dict[str, Any](), list[str](), settings.max_lag_ms
     for row in settings.log_types:
         since_ms, health = checkpoints.states[row].since_ms, checkpoints.states[row].health
         lag_ms, success_ms, error_ms = now_ms - since_ms, health["last_success_ms"], health["last_error_ms"]
-        late += [row.name] if limit_ms is not None and abs(lag_ms) > limit_ms else []
+        late += [row.name] if abs(lag_ms) > limit_ms else []
         document[row.name] = {
             "checkpoint": iso(since_ms), "lag_seconds": int(lag_ms / 1000),
             "last_success": iso(success_ms) if success_ms else None, "last_error": health["last_error"] or None,
@@ -1407,7 +1406,7 @@ def show_status(settings: Settings, edges: Edges, as_json: bool) -> int:
         output.write([] if as_json else [line + "\n"])
     output.write([json.dumps(document) + "\n"] if as_json else [])
     if late:
-        log.error("%s: behind or ahead by more than %s: %s", checkpoints.path, duration(limit_ms or 0), ", ".join(late))
+        log.error("%s: behind or ahead by more than %s: %s", checkpoints.path, duration(limit_ms), ", ".join(late))
     return PassFailed.status if late else 0
 
 
