@@ -326,7 +326,7 @@ class Settings:
     lookback_ms: int = setting("DUO_LOOKBACK", "", parse_lookback, "300")
     since: When | None = setting("", "--since", partial(parse_when, "--since"), unset=None)
     until: When | None = setting("", "--until", partial(parse_when, "--until"), unset=None)  # moves no checkpoint
-    missing_from: str = setting("", "--missing-from", str)  # path of a file with lines written earlier
+    missing_from: str | None = setting("", "--missing-from", str, unset=None)  # file with lines written earlier
     max_lag_ms: float = setting("", "--max-lag", parse_age, unset=math.inf)
     seeds: Mapping[LogType, int] = field(default_factory=dict)  # ms
 
@@ -1045,7 +1045,7 @@ class Output:
 
 def read_written(settings: Settings) -> set[bytes]:
     """Digests of this account's events in the file given to --missing-from. Raises CollectorError."""
-    found, occurrences, path = set[bytes](), Counter[bytes](), settings.missing_from
+    found, occurrences, path = set[bytes](), Counter[bytes](), settings.missing_from or ""
     rows = {(row.name, settings.host, settings.account_id): row for row in settings.log_types}
     with fatal_errors(78, f"--missing-from {path} cannot be read"), open(0 if path == "-" else path, "rb") as file:
         for line in file:
@@ -1446,7 +1446,7 @@ def list_accounts(settings: Settings, edges: Edges) -> int:
 
 def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler) -> int:
     """Collect, in one pass or in passes until stopped; return the exit status. Raises CollectorError."""
-    is_range, path = bool(settings.until or settings.missing_from), settings.checkpoint_file
+    is_range, path = bool(settings.until or settings.missing_from is not None), settings.checkpoint_file
     output = Output(interrupted=is_range or os.path.exists(f"{path}.new"))
     with contextlib.nullcontext() if is_range else lock(path):  # a range does not touch the file
         checkpoints = Checkpoints("" if is_range else path, settings)
@@ -1456,7 +1456,7 @@ def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler)
         for collector in collectors:
             if (key := collector.log_type.since_key) in checkpoints.document and os.environ.get(key):
                 log.info("%s is not used: the checkpoint file says %s", key, iso(collector.state.since_ms))
-        if settings.missing_from:
+        if settings.missing_from is not None:
             service = Checkpoints(path, settings)  # read before FILE, so that FILE holds all that is older
             for collector in collectors if service.document else ():
                 collector.until_ms = service.states[collector.log_type].start_ms  # where the service's next pass starts
@@ -1543,8 +1543,6 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     for name, needed in (("until", "since"), ("missing_from", "since"), ("max_lag", "status"), ("json", "status")):
         if getattr(options, name) and not getattr(options, needed):
             parser.error(f"--{name.replace('_', '-')} needs --{needed}")
-    if options.missing_from == "":
-        parser.error("--missing-from is empty: write the path of a file, or - for standard input")
     if options.since and (options.check or options.status or options.accounts):
         parser.error("--since cannot be used with --check, --status or --accounts: they collect nothing")
     return options
