@@ -1363,9 +1363,8 @@ def write_metrics(run: Run, collectors: list[Collector]) -> None:
     """Write the file for node_exporter's textfile collector. A failure does not stop collection."""
     path, account, lines, before = run.settings.metrics_file, run.settings.account, list[str](), dict[str, str]()
     try:
-        if run.in_file is not None and os.path.exists(path):  # a counter continues from the last run
-            with open(path, encoding="utf-8", errors="replace") as file:
-                before.update(re.findall("(.*late_events_total.*}) ([0-9]+)", file.read()))
+        with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
+            before.update(re.findall("(.*late_events_total.*}) ([0-9]+)", file.read()))  # continue from the last run
         for key, shown in (METRICS if run.in_file is None else {"late_events_total": "late"}).items():
             name, comma, label = key.partition(",")
             kind = f"# TYPE duo_collector_{name} {'counter' if name.endswith('_total') else 'gauge'}\n"
