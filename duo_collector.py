@@ -451,9 +451,8 @@ class Answer(NamedTuple):
 
     def date_ms(self, name: str = "Date") -> float | None:
         """A date from a header as ms, UTC unless it says otherwise; None if it is not one."""
-        with contextlib.suppress(OverflowError, ValueError):
-            parsed = email.utils.parsedate_tz(self.headers.get(name, ""))
-            return email.utils.mktime_tz(parsed) * 1000.0 if parsed else None
+        with contextlib.suppress(OverflowError, TypeError, ValueError):
+            return parse_iso(email.utils.parsedate_to_datetime(self.headers.get(name, "")).isoformat())
         return None
 
     @property
