@@ -495,8 +495,7 @@ class Duo:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         log.debug("%s %s: %d, %s", method, url, response.status_code, counted(len(content), "byte"))
-        read = split_answer(content, log_type)
-        return Answer(response.status_code, response.headers, *read, sent_ms, received_ms)
+        return Answer(response.status_code, response.headers, *split_answer(content, log_type), sent_ms, received_ms)
 
     def ask(self, path: str, query: Mapping[str, str], log_type: LogType | None = None, post: object = None) -> Answer:
         """One request and its answer; a second one if a wrong local clock dated the first. Raises Failed."""
@@ -1590,8 +1589,7 @@ def main(arguments: list[str] | None = None, edges: Edges | None = None) -> int:
     try:
         options = parse_options(arguments)
         log.setLevel(logging.DEBUG if options.verbose else logging.WARNING if options.quiet else logging.INFO)
-        looked_for = load_env_file(options.env_file)
-        settings = load_settings(options, os.environ, looked_for)
+        settings = load_settings(options, os.environ, load_env_file(options.env_file))
         if options.status:
             return show_status(settings, edges, options.json)
         if options.check or options.accounts:
