@@ -698,15 +698,14 @@ def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
     code, message = str(given.get("code", "")), f"{given.get('message') or ''} {given.get('message_detail') or ''}"
     status = int(code[:3]) if re.fullmatch("[45][0-9]{4}", code) else answer.status  # that of HTTP may be 200
     reason = " ".join(one_line(f"{status} {code} {message}".replace(settings.secret_key, "***")).split())
-    key = code if code in MEANINGS else str(status) if status < 500 else "5xx"
-    if "cross-deployment" in message.lower():
-        key = "child"
-    elif log_type is None and status in (401, 403):
-        key = "accounts"
-    elif status == 401 and "bad request timestamp" in message.lower():  # whatever its code
-        key = "40105"
-    elif status == 403 and any(duo.answered.values()):
-        key = "403 of one"
+    special = {  # the first that holds counts more than the code
+        "child": "cross-deployment" in message.lower(),
+        "accounts": log_type is None and status in (401, 403),
+        "40105": status == 401 and "bad request timestamp" in message.lower(),
+        "403 of one": status == 403 and any(duo.answered.values()),
+    }
+    general = code if code in MEANINGS else str(status) if status < 500 else "5xx"
+    key = next((key for key, holds in special.items() if holds), general)
     if key in MEANINGS and (given or status in (401, 403, 429)):  # a 404 without JSON is not from Duo
         kind, meaning = MEANINGS[key]
         text = meaning.format(reason=reason, clock=explain_clock(answer), keys=explain_credentials(settings, answer))
