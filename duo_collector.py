@@ -169,9 +169,7 @@ LOG_TYPES = {row.name: row for row in (
 DEFAULT_LOG_TYPES = "authentication,administrator,telephony"
 
 
-# Settings
-
-# Parsers of settings: each raises ValueError with a message that says what to write instead.
+# Settings: each parser raises ValueError with a message that says what to write instead.
 
 
 def parse_host(text: str) -> str:
