@@ -1028,8 +1028,7 @@ class Output:
     def write(self, lines: list[str]) -> None:
         """Write all of these JSON lines as ASCII; sync a regular file to disk. Raises CollectorError."""
         if self.torn and lines:
-            os.write(self.fd, b"\n")
-            self.torn = False
+            lines, self.torn = ["\n", *lines], False
         for first in range(0, len(lines), 64):  # a page in one piece takes twice the system time, for memory
             rest = "".join(lines[first : first + 64]).encode("ascii", "backslashreplace")
             while rest:
