@@ -841,9 +841,8 @@ class Walk:
         else:
             if count >= self.full_page:
                 self.pending_hole = f"{count:,} events of one {'millisecond' if unit_ms == MS else 'second'}"
-            if count >= self.log_type.page_size:
+            if count >= self.log_type.page_size:  # at once; a hole that is met again is not repeated
                 self.on_hole(at_ms, at_ms, self.pending_hole)
-                self.pending_hole = ""
             self.at_ms = self.reached_ms = at_ms + unit_ms
         self.full_page = max(self.full_page, count)
         return self.at_ms < self.end_ms or not self.log_type.cursor
