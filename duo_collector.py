@@ -1510,9 +1510,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line. Raises CollectorError."""
     parser = ArgumentParser(
         prog="duo_collector.py", allow_abbrev=False, description="Collect Cisco Duo's audit logs as JSON lines.",
-        epilog="Options override environment variables, which override the settings file; .env.example lists all"
-        " settings. Exit status: 0 caught up, or stopped; 2 wrong command line; 74 output"
-        " failed; 75 temporary failure, run again; 77 refused by Duo; 78 wrong setting or checkpoint file.",
+        epilog="Options override environment variables, which override the settings file (.env.example). Exit status:"
+        " 0 caught up or stopped; 2 command line; 74 output; 75 temporary, run again; 77 refused; 78 setting or file.",
     )  # fmt: skip
     add, mode, level = parser.add_argument, parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
     mode.add_argument("--once", action="store_true", help="run one pass until caught up, then exit (cron or a timer)")
