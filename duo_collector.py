@@ -1334,15 +1334,14 @@ def report(run: Run, collectors: list[Collector]) -> None:
 
 def progress(collector: Collector, walk: Walk, now: float) -> str:
     """How far a pass has got: the share of the window, the time left, events so far, the rate, the time reached."""
-    name = collector.log_type.name
     elapsed_s = max(0.001, now - collector.began)
     events = f"{counted(collector.written, 'event')} so far, {walk.received / elapsed_s * 60:,.0f} a minute"
     if not collector.log_type.ordered:
-        return f"{name}: {events}"
+        return f"{collector.log_type.name}: {events}"
     share = (walk.reached_ms - walk.start_ms) / max(1, walk.until_ms - walk.start_ms)
     share = min(1.0, walk.received / walk.total if walk.total else share)
     left = f"{duration(elapsed_s * (1 / share - 1) * 1000)} left" if share > 0 else "just started"
-    return f"{name}: {share:.0%}, {left}; {events}, up to {iso(walk.reached_ms)}"
+    return f"{collector.log_type.name}: {share:.0%}, {left}; {events}, up to {iso(walk.reached_ms)}"
 
 
 METRICS = {  # metric name and label: source of the value
