@@ -126,10 +126,10 @@ class LogType:
     name: str
     path: str  # below /admin/
     since_key: str  # environment variable for its seed, and key of its checkpoint in the file
-    unit_ms: int  # unit of mintime, maxtime and checkpoint, in ms: 1 (13 digits) or 1000 (10 digits)
     list_key: str  # the member of the answer that holds the events
     time_field: str  # its value is ISO 8601, or a number in units of unit_ms
     id_field: str = ""  # empty: an event is identified by its content
+    unit_ms: int = 1  # unit of mintime, maxtime and checkpoint, in ms: 1 (13 digits) or 1000 (10 digits)
     page_size: int = 1000
     cursor: str = ""  # query parameter for the next page; empty: page by raising mintime
     sort: str = ""  # Duo's default is newest first
@@ -144,27 +144,25 @@ class LogType:
 
     def parse_since(self, text: str) -> int:
         """Parse a since time in this log type's unit; return ms. Raises ValueError."""
-        unit, digits = ("seconds", 10) if self.unit_ms == SECONDS else ("milliseconds", 13)
+        unit, digits = ("seconds", 10) if self.unit_ms == 1000 else ("milliseconds", 13)
         if not re.fullmatch(f"[1-9][0-9]{{{digits - 1}}}", text):
             raise ValueError(f"write {unit} since 1970, {digits} digits such as {SEED_MS // self.unit_ms}")
         return int(text) * self.unit_ms
 
 
-MS, SECONDS = 1, 1000
 SEED_MS = 1661022959934  # 2022-08-20: where collection starts by default
 
+V1: dict[str, Any] = {"unit_ms": 1000, "successor": "activity"}
 V2: dict[str, Any] = {"cursor": "next_offset", "sort": "ts:asc", "kept_days": 180}
 LOG_TYPES = {row.name: row for row in (
-    LogType("authentication", "v2/logs/authentication", "AUTH_SINCE_TIME", MS, "authlogs", "isotimestamp",
-            "txid", **V2),
-    LogType("administrator", "v1/logs/administrator", "ADMIN_SINCE_TIME", SECONDS, "response", "timestamp",
-            successor="activity"),
-    LogType("telephony", "v2/logs/telephony", "TELEPHONY_SINCE_TIME", MS, "items", "ts", "telephony_id", **V2),
-    LogType("activity", "v2/logs/activity", "ACTIVITY_SINCE_TIME", MS, "items", "ts", "activity_id", **V2),
-    LogType("offline_enrollment", "v1/logs/offline_enrollment", "OFFLINE_ENROLLMENT_SINCE_TIME", SECONDS,
-            "response", "timestamp", successor="activity"),
-    LogType("trust_monitor", "v1/trust_monitor/events", "TRUST_MONITOR_SINCE_TIME", MS, "events",
-            "surfaced_timestamp", "sekey", page_size=200, cursor="offset", ordered=False, kept_days=180),
+    LogType("authentication", "v2/logs/authentication", "AUTH_SINCE_TIME", "authlogs", "isotimestamp", "txid", **V2),
+    LogType("administrator", "v1/logs/administrator", "ADMIN_SINCE_TIME", "response", "timestamp", **V1),
+    LogType("telephony", "v2/logs/telephony", "TELEPHONY_SINCE_TIME", "items", "ts", "telephony_id", **V2),
+    LogType("activity", "v2/logs/activity", "ACTIVITY_SINCE_TIME", "items", "ts", "activity_id", **V2),
+    LogType("offline_enrollment", "v1/logs/offline_enrollment", "OFFLINE_ENROLLMENT_SINCE_TIME", "response",
+            "timestamp", **V1),
+    LogType("trust_monitor", "v1/trust_monitor/events", "TRUST_MONITOR_SINCE_TIME", "events", "surfaced_timestamp",
+            "sekey", page_size=200, cursor="offset", ordered=False, kept_days=180),
 )}  # fmt: skip
 DEFAULT_LOG_TYPES = "authentication,administrator,telephony"
 
@@ -840,7 +838,7 @@ class Walk:
             self.overlap_s = 0  # mintime includes its own second, so the second before only wastes page space
         else:
             if count >= self.full_page:
-                self.pending_hole = f"{count:,} events of one {'millisecond' if unit_ms == MS else 'second'}"
+                self.pending_hole = f"{count:,} events of one {'millisecond' if unit_ms == 1 else 'second'}"
             if count >= self.log_type.page_size:  # at once; a hole that is met again is not repeated
                 self.on_hole(at_ms, at_ms, self.pending_hole)
             self.at_ms = self.reached_ms = at_ms + unit_ms
