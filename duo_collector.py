@@ -799,9 +799,7 @@ class Walk:
             self.reached_ms = max(self.reached_ms, row.floor(within[-1] if row.sort else max(within)))
         if page and row.cursor:
             self.total = page.total if self.pages == 1 else self.total
-            if self.is_whole(len(events)):
-                return False
-            if not events or (page.cursor is None and len(events) < row.page_size):
+            if self.is_whole(len(events)) or not events or (page.cursor is None and len(events) < row.page_size):
                 return self.next_slice(drained=True)
             fits = row.ordered or self.slice_pages < SLICE_PAGES
             if page.cursor and page.cursor not in self.cursors and self.fresh and fits:
