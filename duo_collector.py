@@ -817,9 +817,8 @@ class Walk:
         return self.reached_ms > self.start_ms or self.page.keys() <= self.known.keys()
 
     def step_by_time(self, page: Page | None, count: int, times: list[float]) -> bool:
-        """Continue without a cursor, from the last instant of a page (a second on v1, a ms on v2). A page with nothing
-        later that is not full ends the walk. A full page of one instant may be truncated, and Duo's API cannot return
-        the rest of that instant: continue after it."""
+        """Continue without a cursor, from the page's last instant (a second on v1, a ms on v2). If nothing is later, a
+        page that is not full ends the walk; after a full one, the rest of that instant cannot be had: go on after it."""
         at_ms, unit_ms = self.at_ms, self.log_type.unit_ms
         latest_ms = max(times, default=0) if page else at_ms
         beyond_window = latest_ms >= at_ms + unit_ms  # if it were within, reached_ms would be later
