@@ -903,21 +903,20 @@ class Checkpoints:
             message = f"belongs to {one_line(str(owner))}, these settings to {settings.account}: use one file for each"
             raise CollectorError(f'checkpoint file {path} {message}; if they are one account, remove "account"', 78)
 
-    def read(self, log_type: LogType, seed_ms: int) -> State:
+    def read(self, row: LogType, seed_ms: int) -> State:
         """A log type's state from the file, as this or an earlier version wrote it. Raises CollectorError."""
-        document, unit_ms = self.document, log_type.unit_ms
-        value = json.dumps(document.get(log_type.since_key, seed_ms // unit_ms))
-        with fatal_errors(78, f"checkpoint file {self.path}: {log_type.since_key} is {one_line(value)}"):
-            since_ms = log_type.parse_since(value)
-        state, key = State(since_ms, since_ms, {}), "state" if "state" in document else "written"
+        value = json.dumps(self.document.get(row.since_key, seed_ms // row.unit_ms))
+        with fatal_errors(78, f"checkpoint file {self.path}: {row.since_key} is {one_line(value)}"):
+            since_ms = row.parse_since(value)
+        state, key = State(since_ms, since_ms, {}), "state" if "state" in self.document else "written"
         try:
-            kept = document.get(key, {}).get(log_type.name)
+            kept = self.document.get(key, {}).get(row.name)
             health = kept.get("health", {}) if kept else {}
             state.health.update((name, health[name]) for name in HEALTH if type(health.get(name)) is type(HEALTH[name]))
             if kept and key == "written":  # as version 1 wrote it
-                kept = {"since_ms": kept["since"] * unit_ms, "start_ms": kept["from"], "written": kept["events"]}
+                kept = {"since_ms": kept["since"] * row.unit_ms, "start_ms": kept["from"], "written": kept["events"]}
             if kept is not None and kept["since_ms"] == since_ms:  # otherwise it was set by hand: a fresh start
-                state.start_ms = min(-(-int(kept["start_ms"]) // unit_ms) * unit_ms, since_ms)
+                state.start_ms = min(-(-int(kept["start_ms"]) // row.unit_ms) * row.unit_ms, since_ms)
                 state.written = {identity: int(at_ms) for identity, at_ms in kept["written"].items()}
                 state.hole_ms = int(kept.get("hole_ms", 0))
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
