@@ -20,8 +20,7 @@ Some events are published late: each pass rereads the five minutes before the ch
 written before, and starts no later than the newest event known, so that nothing is lost when Duo's log pipeline stalls
 for hours. Individual events that are published more than seven minutes late are found by --missing-from.
 
-The file follows the data: log types, settings, signing, requests, pages, walks, checkpoints, output, pace, passes,
-reports, the command line. Names ending in _ms are in milliseconds (times: since 1970), in _s in seconds.
+The file follows the data. Names ending in _ms are in milliseconds (times: since 1970), those in _s in seconds.
 """
 
 from __future__ import annotations
