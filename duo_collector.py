@@ -273,7 +273,7 @@ def iso(time_ms: float) -> str:
 
 def duration(length_ms: float) -> str:
     """Format a duration for display, in its two largest units: 3 d 4 h, 5 min 10 s."""
-    seconds = int(length_ms // 1000)
+    seconds = max(0, int(length_ms // 1000))
     counts = ((seconds // 86_400, "d"), (seconds // 3600 % 24, "h"), (seconds // 60 % 60, "min"), (seconds % 60, "s"))
     return " ".join([f"{count:,} {unit}" for count, unit in counts if count][:2]) or "0 s"
 
@@ -1384,9 +1384,8 @@ def show_status(settings: Settings, edges: Edges, as_json: bool) -> int:
             "last_error_time": iso(error_ms) if error_ms else None,
         }  # fmt: skip
         line = f"{row.name:20}{iso(since_ms)}  {duration(abs(lag_ms))} {'behind' if lag_ms >= 0 else 'ahead of'} now"
-        line += f", last success {f'{duration(max(0, now_ms - success_ms))} ago' if success_ms else 'never'}"
-        if error_ms:
-            line += f", last error {duration(max(0, now_ms - error_ms))} ago: {health['last_error']}"
+        line += f", last success {f'{duration(now_ms - success_ms)} ago' if success_ms else 'never'}"
+        line += f", last error {duration(now_ms - error_ms)} ago: {health['last_error']}" if error_ms else ""
         output.write([] if as_json else [line + "\n"])
     output.write([json.dumps(document) + "\n"] if as_json else [])
     if late:
