@@ -1376,15 +1376,14 @@ def show_status(settings: Settings, edges: Edges, as_json: bool) -> int:
     document, late, limit_ms = dict[str, Any](), list[str](), settings.max_lag_ms
     for row in settings.log_types:
         since_ms, health = checkpoints.states[row].since_ms, checkpoints.states[row].health
-        lag_ms, success_ms, error_ms = now_ms - since_ms, health["last_success_ms"], health["last_error_ms"]
+        lag_ms, ok_ms, error_ms = now_ms - since_ms, health["last_success_ms"], health["last_error_ms"]
         late += [row.name] if abs(lag_ms) > limit_ms else []
         document[row.name] = {
-            "checkpoint": iso(since_ms), "lag_seconds": int(lag_ms / 1000),
-            "last_success": iso(success_ms) if success_ms else None, "last_error": health["last_error"] or None,
-            "last_error_time": iso(error_ms) if error_ms else None,
+            "checkpoint": iso(since_ms), "lag_seconds": int(lag_ms / 1000), "last_error": health["last_error"] or None,
+            "last_error_time": iso(error_ms) if error_ms else None, "last_success": iso(ok_ms) if ok_ms else None,
         }  # fmt: skip
         line = f"{row.name:20}{iso(since_ms)}  {duration(abs(lag_ms))} {'behind' if lag_ms >= 0 else 'ahead of'} now"
-        line += f", last success {f'{duration(now_ms - success_ms)} ago' if success_ms else 'never'}"
+        line += f", last success {f'{duration(now_ms - ok_ms)} ago' if ok_ms else 'never'}"
         line += f", last error {duration(now_ms - error_ms)} ago: {health['last_error']}" if error_ms else ""
         output.write([] if as_json else [line + "\n"])
     output.write([json.dumps(document) + "\n"] if as_json else [])
