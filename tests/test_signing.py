@@ -32,7 +32,8 @@ def prepared(parameters, host=HOST, method="GET", path=PATH, body=None):
     return SESSION.prepare_request(requests.Request(method, url, auth=auth, data=body))
 
 
-TEXT = st.text(st.sampled_from(RESERVED) | st.characters(exclude_categories=["Cs"]), max_size=10)
+# Not one alphabet of both: newer versions of Hypothesis draw few reserved characters from that, older ones are slow.
+TEXT = st.builds(str.__add__, st.text(RESERVED, max_size=5), st.text(st.characters(exclude_categories=["Cs"]), max_size=5))
 
 
 @pytest.mark.slow
