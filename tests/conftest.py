@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import pytest
 
@@ -41,7 +42,7 @@ class Result:
     stdout: str
     stderr: str
 
-    @property
+    @cached_property
     def events(self):
         return [json.loads(line) for line in self.stdout.splitlines()]
 
