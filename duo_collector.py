@@ -15,10 +15,10 @@ each from its own checkpoint, and writes every event to stdout as one line of JS
     duo_collector.py --since 48h --missing-from FILE      print the events that Duo has and FILE lacks
 
 The guarantee: every event that Duo publishes is written at least once, and twice only if the process ends between
-writing a page and saving its checkpoint. A page is therefore written and flushed before its checkpoint is saved.
-Some events are published late: each pass rereads the five minutes before the checkpoint (DUO_LOOKBACK), drops what was
-written before, and starts no later than the newest event known, so that nothing is lost when Duo's log pipeline stalls
-for hours. Individual events that are published more than seven minutes late are found by --missing-from.
+writing a page and saving its checkpoint: a page is written and flushed before its checkpoint is saved. For events that
+are published late, each pass rereads the five minutes before the checkpoint (DUO_LOOKBACK) and drops what was written
+before; it starts no later than the newest event known, in case Duo published nothing for hours. Individual events that
+are published more than seven minutes late are found by --missing-from.
 
 The file follows the data. Names ending in _ms are in milliseconds (times: since 1970), those in _s in seconds.
 """
@@ -816,8 +816,8 @@ class Walk:
         return self.reached_ms > self.start_ms or self.page.keys() <= self.known.keys()
 
     def step_by_time(self, page: Page | None, count: int, times: list[float]) -> bool:
-        """Continue without a cursor, from the page's last instant (a second on v1, a ms on v2). If nothing is later, a
-        page that is not full ends the walk; after a full one, the rest of that instant cannot be had: go on after it."""
+        """Continue without a cursor, from the last instant of a page (a second on v1, a ms on v2). If it has nothing
+        later, one that is not full ends the walk; after a full one, which may be truncated, skip to the next."""
         at_ms, unit_ms = self.at_ms, self.log_type.unit_ms
         latest_ms = max(times, default=0) if page else at_ms
         beyond_window = latest_ms >= at_ms + unit_ms  # if it were within, reached_ms would be later
