@@ -582,7 +582,7 @@ class Event(NamedTuple):
 
 class Page(NamedTuple):
     events: list[Event]
-    cursor: str | None = None
+    cursor: str = ""  # for the next page; empty if there is none
     total: int | None = None  # Duo's count of events in the window: a hint only
 
 
@@ -656,10 +656,10 @@ def event_time(log_type: LogType, value: Any) -> float | None:
     return time_ms if time_ms is not None and 0 <= time_ms < 10**14 else None
 
 
-def read_cursor(value: Any) -> str | None:
+def read_cursor(value: Any) -> str:
     """The cursor of the next page: a string, an int, or for authentication a list. Raises TypeError or ValueError."""
     parts = value if isinstance(value, list) else [] if value is None else [value]
-    return ",".join(part if isinstance(part, str) else f"{part:d}" for part in parts) or None
+    return ",".join(part if isinstance(part, str) else f"{part:d}" for part in parts)
 
 
 def read_total(value: Any) -> int | None:
@@ -798,10 +798,9 @@ class Walk:
             self.reached_ms = max(self.reached_ms, row.floor(within[-1] if row.sort else max(within)))
         if page and row.cursor:
             self.total = page.total if self.pages == 1 else self.total
-            if self.is_whole(len(events)) or not events or (page.cursor is None and len(events) < row.page_size):
+            if self.is_whole(len(events)) or not events or (not page.cursor and len(events) < row.page_size):
                 return self.next_slice(drained=True)
-            fits = row.ordered or self.slice_pages < SLICE_PAGES
-            if page.cursor and page.cursor not in self.cursors and self.fresh and fits:
+            if page.cursor not in self.cursors and self.fresh and (row.ordered or self.slice_pages < SLICE_PAGES):
                 self.cursor = page.cursor
                 self.cursors.add(page.cursor)
                 return True
