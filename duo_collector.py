@@ -743,8 +743,7 @@ class Walk:
     """A walk through a window of time (ms, both bounds included), page by page, oldest first.
 
     Request `parameters`, pass the page to `step`, take the new events from `fresh`, until `step` returns False. It
-    follows Duo's cursor. If there is none, or Duo refuses or repeats it, it continues from the time up to which the
-    pages are complete (`reached_ms`). An unordered log is read in time slices."""
+    goes by Duo's cursor, or, if that fails, by the time up to which pages are complete; an unordered log, by slices."""
 
     def __init__(self, log_type: LogType, start_ms: int, until_ms: int, on_hole: Callable[[int, int, str], None],
                  known: Mapping[str, int] | None = None) -> None:  # fmt: skip
