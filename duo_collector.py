@@ -213,17 +213,13 @@ def parse_path(text: str) -> str:
     return os.path.realpath(os.path.expanduser(text))
 
 
-def parse_number(unit: str, least: float, most: float, text: str) -> float:
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or not least <= float(text) <= most:
+def parse_number(unit: str, least: float, most: float, text: str, pattern: str = r"[0-9]{1,9}(\.[0-9]{1,9})?") -> float:
+    if not re.fullmatch(pattern, text) or not least <= float(text) <= most:
         raise ValueError(f"write a number of {unit} from {least:g} to {most:,.0f}")
     return float(text)
 
 
-def parse_lookback(text: str) -> int:
-    """Parse whole seconds; return ms."""
-    return 1000 * int(parse_number("whole seconds", 0, 86_400, text.replace(".", "no fraction")))
-
-
+parse_lookback = partial(parse_number, "whole seconds", 0, 86_400, pattern="[0-9]{1,9}")
 AGES_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 AGE, DAY_MS = "([0-9]{1,7})([smhdw])", AGES_MS["d"]
 EPOCH, MILLISECOND = datetime(1970, 1, 1, tzinfo=timezone.utc), timedelta(milliseconds=1)
@@ -318,7 +314,7 @@ class Settings:
     metrics_file: str = setting("DUO_METRICS_FILE", "", parse_path)
     interval_s: float = setting("DUO_INTERVAL", "--interval", parse_interval, "300")
     requests_per_minute: float = setting("DUO_REQUESTS_PER_MINUTE", "", partial(parse_number, "requests", 1, 1e6), "50")
-    lookback_ms: int = setting("DUO_LOOKBACK", "", parse_lookback, "300")
+    lookback_s: float = setting("DUO_LOOKBACK", "", parse_lookback, "300")
     since: When | None = setting("", "--since", partial(parse_when, "--since"), unset=None)
     until: When | None = setting("", "--until", partial(parse_when, "--until"), unset=None)  # moves no checkpoint
     missing_from: str | None = setting("", "--missing-from", str, unset=None)  # file with lines written earlier
@@ -1251,7 +1247,7 @@ class Collector:
         self.health["last_success_ms"] = self.health["last_success_ms"] if more else run.duo.now_ms()
         since_ms = walk.reached_ms if more else walk.until_ms
         # Later pages of an unordered log may bring older events than this one, hence min().
-        state.advance(since_ms, min(walk.newest_ms, since_ms), run.settings.lookback_ms, times)
+        state.advance(since_ms, min(walk.newest_ms, since_ms), int(1000 * run.settings.lookback_s), times)
         run.checkpoints.document["account"] = run.settings.account
         with run.checkpoints.saving(row):
             run.output.write(lines)
@@ -1327,10 +1323,8 @@ def progress(collector: Collector, walk: Walk, now: float) -> str:
     """How far a pass has got: the share of the window, the time left, events so far, the rate, the time reached."""
     elapsed_s = max(0.001, now - collector.began)
     events = f"{counted(collector.written, 'event')} so far, {walk.received / elapsed_s * 60:,.0f} a minute"
-    if not collector.log_type.ordered:
-        return f"{collector.log_type.name}: {events}"
     share = (walk.reached_ms - walk.start_ms) / max(1, walk.until_ms - walk.start_ms)
-    share = min(1.0, walk.received / walk.total if walk.total else share)
+    share = min(1.0, walk.received / walk.total if walk.total and collector.log_type.ordered else share)
     left = f"{duration(elapsed_s * (1 / share - 1) * 1000)} left" if share > 0 else "just started"
     return f"{collector.log_type.name}: {share:.0%}, {left}; {events}, up to {iso(walk.reached_ms)}"
 

@@ -290,7 +290,7 @@ def test_an_option_wins_over_the_environment_and_an_empty_variable_is_none():
     wanted = settings_of("--interval", "5", "--log-types", "telephony", DUO_INTERVAL="7", DUO_LOG_TYPES="administrator")
     assert (wanted.interval_s, [row.name for row in wanted.log_types]) == (5, ["telephony"])
     defaults = settings_of(DUO_INTERVAL="", DUO_LOG_TYPES="", DUO_LOOKBACK="", AUTH_SINCE_TIME="")
-    assert (defaults.interval_s, defaults.lookback_ms, defaults.requests_per_minute) == (300, 300_000, 50)
+    assert (defaults.interval_s, defaults.lookback_s, defaults.requests_per_minute) == (300, 300, 50)
     assert [row.name for row in defaults.log_types] == ["authentication", "administrator", "telephony"]
     assert {row.name: at_ms // row.unit_ms for row, at_ms in defaults.seeds.items()} == {
         name: 1661022959934 // unit_ms for name, (_, unit_ms) in CHECKPOINT_KEYS.items()
