@@ -918,12 +918,11 @@ class Checkpoints:
         return state
 
     @contextlib.contextmanager
-    def saving(self, log_type: LogType | None = None) -> Iterator[None]:
-        """Save all states, and this log type's checkpoint, after the block. The new file is complete on the disk
+    def saving(self, *rows: LogType) -> Iterator[None]:
+        """Save all states, and these log types' checkpoints, after the block. The new file is complete on the disk
         before it, so that a full disk fails first. Raises CollectorError."""
         document = {key: value for key, value in self.document.items() if key not in OURS}
-        if log_type:
-            document[log_type.since_key] = self.states[log_type].since_ms // log_type.unit_ms
+        document.update({row.since_key: self.states[row].since_ms // row.unit_ms for row in rows})
         document["state"] = {row.name: vars(state) for row, state in self.states.items()}
         lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
         new = replacing(self.path, "{\n" + ",\n".join(lines) + "\n}\n") if self.path else contextlib.nullcontext()
@@ -1459,8 +1458,8 @@ def start_at(run: Run, collectors: list[Collector], since: When, until: When | N
             log.warning("%s: --since %s from %s to %s", row.name, does, iso(first_ms), iso(last_ms))
         state.since_ms, state.start_ms, state.hole_ms, state.written = start_ms, start_ms, 0, {}
         collector.until_ms = min(collector.until_ms, row.floor(until_ms) if until else math.inf)
-        with run.checkpoints.saving(row):  # at once: if the first pass fails, the next one starts here too
-            pass
+    with run.checkpoints.saving(*run.settings.log_types):  # at once: if a first pass fails, the next starts here too
+        pass
 
 
 def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int, grace_s: float = 3) -> None:
