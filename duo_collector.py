@@ -435,7 +435,7 @@ class Answer(NamedTuple):
     status: int
     headers: Mapping[str, str]
     fields: Mapping[str, Any]  # its JSON, with the list of events emptied; empty if it cannot be parsed
-    events: list[Event] | None  # that list; None if there is none
+    events: list[Event]  # that list
     unreadable: str  # why it cannot be parsed, if it looks like Duo's
     sent_ms: float
     received_ms: float  # when its first byte came
@@ -505,9 +505,8 @@ class Duo:
         answer = self.ask(f"/admin/{log_type.path}", {**parameters, **child}, log_type)
         response = answer.fields.get("response")
         holder = response if isinstance(response, dict) else answer.fields
-        got = (answer.status, answer.fields.get("stat"), holder.get(log_type.list_key))
         self.answered[log_type] = answer.status == 200
-        if got != (200, "OK", []) or answer.events is None:
+        if (answer.status, answer.fields.get("stat"), holder.get(log_type.list_key)) != (200, "OK", []):
             raise refusal(self, answer, log_type)
         self.accepted_s = self.clock_offset_s
         paging = holder.get("metadata") or answer.fields.get("metadata") or {}  # duo_client looks in both places
@@ -600,13 +599,13 @@ def escape_json(error: UnicodeDecodeError) -> tuple[str, int]:
 codecs.register_error("escape_json", escape_json)  # type: ignore[arg-type]  # escaping decoded text takes longer
 
 
-def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, Any], list[Event] | None, str]:
+def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, Any], list[Event], str]:
     """Split an answer into its JSON without events, the events as sent and, on failure, the reason."""
-    events: list[Event] | None = None
+    events = list[Event]()
     try:
         text = body.decode("ascii", "escape_json").replace("\n", " ").replace("\r", " ")  # only found between tokens
         if log_type and (opening := re.search(rf'"{log_type.list_key}"\s*:\s*\[\s*', text)):
-            events, at = [], opening.end()
+            at = opening.end()
             while text[at] != "]":
                 value, end = read_value(text, at)
                 events.append(read_event(log_type, text[at:end], value, events[-1].time_ms if events else 0.0))
@@ -614,9 +613,9 @@ def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, An
                 at = between.end() if between else len(text)
             text = text[: opening.end()] + text[at:]
         fields = json.loads(text, parse_constant=refuse_constant)
-        return (fields, events, "") if isinstance(fields, dict) else ({}, None, "")
+        return fields if isinstance(fields, dict) else {}, events, ""
     except (IndexError, RecursionError, ValueError) as error:
-        return {}, None, one_line(error) if b'"stat"' in body else ""
+        return {}, [], one_line(error) if b'"stat"' in body else ""
 
 
 ADDED = frozenset(("eventtype", "host", "child_account_id"))
