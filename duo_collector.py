@@ -1103,11 +1103,10 @@ class Run:
     settings: Settings
     edges: Edges
     duo: Duo
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints  # without a path: a range is printed, and nothing saved
     output: Output
     stderr: StderrHandler
     once: bool = False
-    is_range: bool = False  # whether to print a range and move no checkpoint
     in_file: set[bytes] | None = None  # with --missing-from: digests of the events in FILE
     report_due: float = 0.0  # s, by the monotonic clock
     pass_due: float = 0.0  # the same: when all log types began, or will begin, their pass together
@@ -1178,7 +1177,7 @@ class Collector:
         if row.kept_days:  # half an hour inside Duo's retention, as time passes before the request
             edge_ms = now_ms - row.kept_days * DAY_MS + DAY_MS // 48
             start_ms = edge_ms + DAY_MS // 48 if state.since_ms < edge_ms else max(start_ms, edge_ms)
-        return Walk(row, start_ms, until_ms, self.report_hole, None if self.run.is_range else state.written)
+        return Walk(row, start_ms, until_ms, self.report_hole, state.written if self.run.checkpoints.path else None)
 
     def skip_expired(self, walk: Walk) -> None:
         """If Duo no longer serves what is before this walk, move the checkpoint to its start and log a warning."""
@@ -1279,7 +1278,7 @@ def run_passes(run: Run, collectors: list[Collector]) -> int:
     while (collector := min(collectors, key=lambda collector: collector.due)).due < math.inf:
         wait_s = max(0.0, collector.due - edges.monotonic())
         if edges.wait(min(wait_s, REPORT_S) if any(other.busy for other in collectors) else wait_s):
-            log.info("stopped by a signal%s", "" if run.is_range else "; everything written is checkpointed")
+            log.info("stopped by a signal%s", "; everything written is checkpointed" if run.checkpoints.path else "")
             return max(PassFailed.status, *(collector.status for collector in collectors)) if run.once else 0
         if edges.monotonic() >= collector.due:
             collector.due = next(collector.turns)
@@ -1305,7 +1304,7 @@ def report(run: Run, collectors: list[Collector]) -> None:
         for collector in [] if run.stderr.terminal else collectors:
             if collector.walk and now >= collector.began + REPORT_S:
                 log.info("%s", progress(collector, collector.walk, now))
-        if run.settings.metrics_file and (not run.is_range or (at_end and run.in_file is not None)):
+        if run.settings.metrics_file and (run.checkpoints.path or (at_end and run.in_file is not None)):
             write_metrics(run, collectors)
     if at_end:
         run.pass_due = max(collector.due for collector in collectors)
@@ -1423,7 +1422,7 @@ def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler)
     with contextlib.nullcontext() if is_range else lock(path):  # a range does not touch the file
         checkpoints = Checkpoints("" if is_range else path, settings)
         edges.on_signals(checkpoints.writing, PassFailed.status if once or is_range else 0)
-        run = Run(settings, edges, Duo(settings, edges), checkpoints, output, stderr, once or is_range, is_range)
+        run = Run(settings, edges, Duo(settings, edges), checkpoints, output, stderr, once or is_range)
         collectors = [Collector(run, row) for row in settings.log_types]
         for collector in collectors:
             if (key := collector.log_type.since_key) in checkpoints.document and os.environ.get(key):
