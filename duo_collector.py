@@ -587,7 +587,7 @@ def refuse_constant(name: str) -> NoReturn:
 
 read_value = json.JSONDecoder(parse_constant=refuse_constant).raw_decode
 NOT_ASCII = re.compile(rb"[\x80-\xff]+")
-BETWEEN = re.compile(r"\s*(?:,\s*(?=[^\s\]])|(?=\]))")
+BETWEEN = re.compile(r"\s*(?:,\s*(?=[^\s\]])|(?=\]))|.*")  # two events; if neither is right, all that follows
 
 
 def escape_json(error: UnicodeDecodeError) -> tuple[str, int]:
@@ -609,8 +609,7 @@ def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, An
             while text[at] != "]":
                 value, end = read_value(text, at)
                 events.append(read_event(log_type, text[at:end], value, events[-1].time_ms if events else 0.0))
-                between = BETWEEN.match(text, end)
-                at = between.end() if between else len(text)
+                at = BETWEEN.match(text, end).end()  # type: ignore[union-attr]
             text = text[: opening.end()] + text[at:]
         fields = json.loads(text, parse_constant=refuse_constant)
         return fields if isinstance(fields, dict) else {}, events, ""
