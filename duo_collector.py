@@ -625,8 +625,7 @@ def read_event(log_type: LogType, text: str, value: Any, before_ms: float = 0) -
     if not isinstance(value, dict):
         value, text = {"event": value}, '{"event":' + text + "}"
     if not ADDED.isdisjoint(value):
-        value = without_added(value)
-        text = json.dumps(value)
+        text = json.dumps(value := without_added(value))
     time_ms = event_time(log_type, value.get(log_type.time_field))
     text, at_ms = text[:-1] + "," if value else "{", before_ms if time_ms is None else time_ms
     return Event(text, identity_of(log_type, value), at_ms, untimed=time_ms is None)
@@ -812,15 +811,15 @@ class Walk:
         later, one that is not full ends the walk; after a full one, which may be truncated, skip to the next."""
         at_ms, unit_ms = self.at_ms, self.log_type.unit_ms
         latest_ms = max(times, default=0) if page else at_ms
-        beyond_window = latest_ms >= at_ms + unit_ms  # if it were within, reached_ms would be later
         not_full = page and not page.cursor and count < self.full_page
-        ignores_mintime = (self.log_type.cursor or times) and latest_ms < at_ms - self.overlap_s * 1000
+        # Later: beyond the window, or reached_ms would be later. Earlier: mintime is ignored.
+        elsewhere = not at_ms - self.overlap_s * 1000 <= latest_ms < at_ms + unit_ms and (self.log_type.cursor or times)
         if self.pending_hole and self.newest_ms >= at_ms:  # more events follow that instant, so it did fill a page
             self.on_hole(at_ms - unit_ms, at_ms - unit_ms, self.pending_hole)
         self.pending_hole = ""
         if self.reached_ms > at_ms:
             self.at_ms = self.reached_ms
-        elif beyond_window or not_full or ignores_mintime:
+        elif elsewhere or not_full:
             return False
         elif self.overlap_s and any(at_ms - unit_ms <= time_ms < at_ms for time_ms in times):
             self.overlap_s = 0  # mintime includes its own second, so the second before only wastes page space
