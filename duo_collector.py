@@ -1126,6 +1126,8 @@ class Collector:
         self.failing: dict[type[Failed], float] = {}  # time of the first in a row of each kind
         self.walk: Walk | None = None  # set once its first page has arrived
         self.turns = self.passes()
+        if (key := log_type.since_key) in run.checkpoints.document and os.environ.get(key):
+            log.info("%s is not used: the checkpoint file says %s", key, iso(self.state.since_ms))
 
     def passes(self) -> Iterator[float]:
         """Run pass after pass, one request at a time. Yields the time the next one is due (s, monotonic clock)."""
@@ -1422,9 +1424,6 @@ def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler)
         edges.on_signals(checkpoints.writing, PassFailed.status if once or is_range else 0)
         run = Run(settings, edges, Duo(settings, edges), checkpoints, output, stderr, once or is_range)
         collectors = [Collector(run, row) for row in settings.log_types]
-        for collector in collectors:
-            if (key := collector.log_type.since_key) in checkpoints.document and os.environ.get(key):
-                log.info("%s is not used: the checkpoint file says %s", key, iso(collector.state.since_ms))
         if settings.missing_from is not None:
             service = Checkpoints(path, settings)  # read before FILE, so that FILE holds all that is older
             for collector in collectors if service.document else ():
