@@ -151,15 +151,14 @@ class LogType:
 
 SEED_MS = 1661022959934  # 2022-08-20: where collection starts by default
 
-V1: dict[str, Any] = {"unit_ms": 1000, "successor": "activity"}
+V1: dict[str, Any] = {"list_key": "response", "time_field": "timestamp", "unit_ms": 1000, "successor": "activity"}
 V2: dict[str, Any] = {"cursor": "next_offset", "sort": "ts:asc", "kept_days": 180}
 LOG_TYPES = {row.name: row for row in (
     LogType("authentication", "v2/logs/authentication", "AUTH_SINCE_TIME", "authlogs", "isotimestamp", "txid", **V2),
-    LogType("administrator", "v1/logs/administrator", "ADMIN_SINCE_TIME", "response", "timestamp", **V1),
+    LogType("administrator", "v1/logs/administrator", "ADMIN_SINCE_TIME", **V1),
     LogType("telephony", "v2/logs/telephony", "TELEPHONY_SINCE_TIME", "items", "ts", "telephony_id", **V2),
     LogType("activity", "v2/logs/activity", "ACTIVITY_SINCE_TIME", "items", "ts", "activity_id", **V2),
-    LogType("offline_enrollment", "v1/logs/offline_enrollment", "OFFLINE_ENROLLMENT_SINCE_TIME", "response",
-            "timestamp", **V1),
+    LogType("offline_enrollment", "v1/logs/offline_enrollment", "OFFLINE_ENROLLMENT_SINCE_TIME", **V1),
     LogType("trust_monitor", "v1/trust_monitor/events", "TRUST_MONITOR_SINCE_TIME", "events", "surfaced_timestamp",
             "sekey", page_size=200, cursor="offset", ordered=False, kept_days=180),
 )}  # fmt: skip
