@@ -811,14 +811,13 @@ class Walk:
         at_ms, unit_ms = self.at_ms, self.log_type.unit_ms
         latest_ms = max(times, default=0) if page else at_ms
         not_full = page and not page.cursor and count < self.full_page
-        # Later: beyond the window, or reached_ms would be later. Earlier: mintime is ignored.
         elsewhere = not at_ms - self.overlap_s * 1000 <= latest_ms < at_ms + unit_ms and (self.log_type.cursor or times)
         if self.pending_hole and self.newest_ms >= at_ms:  # more events follow that instant, so it did fill a page
             self.on_hole(at_ms - unit_ms, at_ms - unit_ms, self.pending_hole)
         self.pending_hole = ""
         if self.reached_ms > at_ms:
             self.at_ms = self.reached_ms
-        elif elsewhere or not_full:
+        elif elsewhere or not_full:  # elsewhere: beyond the window or, if mintime is ignored, before it
             return False
         elif self.overlap_s and any(at_ms - unit_ms <= time_ms < at_ms for time_ms in times):
             self.overlap_s = 0  # mintime includes its own second, so the second before only wastes page space
