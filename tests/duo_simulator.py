@@ -124,8 +124,8 @@ COMMON_FAULTS = ("reset", "cut", "truncated", "not_json", "html_502", "empty_200
                  "error_503", "stat_fail", "error_429", "stall")
 # Those that are in the mix only when asked for. clock_401 was an outage that Duo once had; no_metadata and
 # no_cursor leave that out of a good answer; nan and deep put into the first event what is no JSON, or more
-# levels than a parser takes.
-FAULT_KINDS = COMMON_FAULTS + ("clock_401", "no_metadata", "no_cursor", "nan", "deep")
+# levels than a parser takes; no_time leaves that out of what /auth/v2/ping answers.
+FAULT_KINDS = COMMON_FAULTS + ("clock_401", "error_404", "no_metadata", "no_cursor", "nan", "deep", "no_time")
 SPOILT_MEMBERS = {"nan": b'"score":NaN,', "deep": b'"deep":%s%s,' % (b"[" * 100_000, b"]" * 100_000)}
 ACCOUNT_LIST = "/accounts/v1/account/list"
 CROSS_DEPLOYMENT = "Cross-deployment Admin API usage through Accounts API is currently not available"
@@ -196,6 +196,7 @@ class Rules:
     bytes_per_s: Optional[float] = None     # of the body, on a slow link; None: at once
     fault_rate: float = 0.0             # share of requests, 0 to 1, that meet one of fault_kinds
     fault_kinds: Tuple[str, ...] = _some_of(FAULT_KINDS, lambda _: COMMON_FAULTS)
+    ping_faults: Tuple[str, ...] = _some_of(FAULT_KINDS, lambda _: ())  # /auth/v2/ping always meets one of these
     stall_s: float = 5.0                # s of silence before the answer when the fault is "stall"
 
     # The Accounts API, through which a parent reads its children's logs
@@ -964,8 +965,9 @@ class Simulator(Endpoints):
         if log_type is not None:
             fault = self._next_fault(log_type)
             answer = self._spoil(answer, fault)
-        elif parts.path == "/auth/v2/ping" and self._injected["ping"]:
-            answer = self._spoil(answer, self._injected["ping"].popleft())
+        elif parts.path == "/auth/v2/ping":
+            fault = self._next_ping_fault()
+            answer = self._spoil(answer, fault)
         shown = {name: values[0] if len(values) == 1 else values for name, values in params.items()}
         self.requests.append(Request(*arrived, log_type, parts.path, shown, answer.status,
                                      answer.events, connection, _signed_date(headers), fault))
@@ -978,6 +980,11 @@ class Simulator(Endpoints):
         if self._fault_random.random() < self.rules.fault_rate:
             return self._fault_random.choice(self.rules.fault_kinds)
         return None
+
+    def _next_ping_fault(self) -> Any:
+        if self._injected["ping"]:
+            return self._injected["ping"].popleft()
+        return self._fault_random.choice(self.rules.ping_faults) if self.rules.ping_faults else None
 
     def _spoil(self, answer: Answer, fault: Any) -> Answer:
         """The answer as the fault leaves it."""
@@ -1003,12 +1010,13 @@ class Simulator(Endpoints):
 
     def _replacement(self, fault: str) -> Answer:
         refusals = {"error_500": Refusal(50001), "error_429": Refusal(42901, wait_s=1.0),
-                    "clock_401": self._date_refusal()}
+                    "error_404": Refusal(40401), "clock_401": self._date_refusal()}
         if fault in refusals:
             return refusals[fault].answer(self.rules, self.now_ms())
         status, kind, body = {
             "not_json": (200, "application/json", b'{"stat":"OK","response":[}'),
             "empty_200": (200, "application/json", b""),
+            "no_time": (200, "application/json", b'{"stat":"OK","response":{}}'),
             "stat_fail": (200, "application/json", Refusal(50001).body(self.rules)),
             "html_502": (502, "text/html", b"<html><body><h1>502 Bad Gateway</h1></body></html>\n"),
             "error_503": (503, "text/plain", b"Service Unavailable\n"),
