@@ -1155,7 +1155,7 @@ class World:
             74: bool(disk),
             75: once and bool(process.stopping or met),
             77: once and bool(refused),
-            78: bool(disk or "fractional_lookback" in met),
+            78: bool(disk or "fractional_lookback" in met or self.operator.lookback != self.lookback),
         }.get(status, False)
         if not right:
             raise Failure(f"{how}, which does not fit what it met: {sorted(map(str, met))}")
@@ -1450,7 +1450,8 @@ class Operator:
 
     def back_up(self) -> None:
         path = Path(self.world.checkpoint_file)
-        self.backup = (path.read_bytes() if path.exists() else None, dict(self.ledger.floor))
+        floor = self.world.disk.floor or self.ledger.floor  # not that of a --since that has not been able to save it
+        self.backup = (path.read_bytes() if path.exists() else None, dict(floor))
 
     def restore_checkpoint(self, draw: random.Random) -> None:
         def act() -> None:
