@@ -50,6 +50,7 @@ SINCE_KEYS = {
     "activity": "ACTIVITY_SINCE_TIME", "offline_enrollment": "OFFLINE_ENROLLMENT_SINCE_TIME",
     "trust_monitor": "TRUST_MONITOR_SINCE_TIME"}  # fmt: skip
 CHECKPOINT = re.compile(rb'"([A-Z_]+_SINCE_TIME)": ([0-9]+)')
+PASSED_OVER = re.compile(r"(\w+): Duo serves only the last 180 days; passed over: (\S+) to")
 PASS = re.compile(r"(\w+): [\d,]+ events? in [\d,]+ requests?")
 LOG_OF_KEY = {key.encode(): name for name, key in SINCE_KEYS.items()}
 BUSY = ("authentication", "administrator", "telephony")  # the others have a tenth of their events
@@ -57,6 +58,7 @@ OTHERS = ("activity", "offline_enrollment", "trust_monitor")
 HIDDEN_S = 120  # Duo shows nothing younger
 CURSOR_TROUBLE = ("forgotten_cursors", "refused_cursors", "missing_metadata")
 CALM_S = 3 * HOUR  # after so long without trouble every log type has caught up
+BUSY_DAYS = 40  # of the busy logs Duo keeps no more, so that a first run costs seconds; of the others half a year
 
 
 class Failure(BaseException):
@@ -267,6 +269,9 @@ class Ledger:
             # A v1 log has no maxtime: nobody can tell on which side of the service's start an event without a time
             # lies, so both may write it.
             entry.allowed += 1
+        elif process.kind == "missing" and entry.time < self.world.operator.missing_since:
+            process.met.add("another range")  # of which the file it was given may hold nothing
+            entry.allowed += 1
         entry.written += 1
         self.newest[entry.log_type] = max(self.newest[entry.log_type], entry.time)
         if entry.written > entry.allowed:
@@ -276,7 +281,7 @@ class Ledger:
 
     def checkpoint(self, name: str, at: float) -> None:
         """The checkpoint file says `at`: what an ordinary pass has to write by then is written."""
-        due, oldest = self.due[name], self.world.time - 180 * DAY + 12 * HOUR
+        due, oldest = self.due[name], self.world.time - (BUSY_DAYS if name in BUSY else 179.5) * DAY
         while due and due[0][0] < at:
             entry = heapq.heappop(due)[1]
             if entry.written < entry.count and entry.time >= max(self.floor[name], oldest):
@@ -327,6 +332,16 @@ class Ledger:
                     entry = self.entries[key]
                     entry.allowed = max(entry.allowed, entry.written + entry.count)
 
+    def start_over(self) -> None:
+        """A first run begins: all that Duo shows has to be written once more, and only once."""
+        self.world.output.sync()
+        for name, times in self.by_time.items():
+            self.floor[name] = 0.0
+            for entry in (self.entries[key] for _, key in times):
+                entry.written, entry.allowed = 0, entry.count
+                if entry.shown <= self.world.time:
+                    self.expect(entry)
+
     def since(self, name: str, from_s: float) -> List[Tuple[float, bytes]]:
         """At least the events from then on. They are in order but for what goes on beyond midnight."""
         times = self.by_time[name]
@@ -334,8 +349,9 @@ class Ledger:
 
     def forget(self) -> None:
         """What is long over, so that ten years fit into memory."""
-        old = self.world.time - 200 * DAY
+        ages = {name: self.world.time - (BUSY_DAYS if name in BUSY else 200) * DAY for name in LOG_TYPES}
         for name, times in self.by_time.items():
+            old = ages[name]
             times.sort()
             gone = bisect_left(times, (old,))
             for _, key in times[:gone]:
@@ -344,7 +360,7 @@ class Ledger:
             store = self.world.duo._stores[name]
             store.publish(int(self.world.time * 1000))
             del store.rows[: bisect_left(store.rows, (old * 1e6,))]
-        self.crowds_due = [crowd for crowd in self.crowds_due if crowd[1] >= old]
+        self.crowds_due = [crowd for crowd in self.crowds_due if crowd[1] >= ages[crowd[0]]]
         gc.collect(1)  # what came since the last time
 
 
@@ -360,6 +376,9 @@ class Process:
         self.stopping = False  # SIGTERM came
         self.killed = False
         self.knows_time = False  # Duo has told it
+        self.answered: set = set()  # log types, by the last answer for each
+        self.warned: Dict[str, int] = {}  # passes ended at the last warning of the clock
+        self.passed_over: set = set()  # log types, and since when
         self.lines: collections.deque = collections.deque(maxlen=200)  # of its log
         self.passes: collections.Counter = collections.Counter()  # ended, by log type
         self.met: set = set()  # what its requests met, and what else happened to it
@@ -652,7 +671,11 @@ class Session:
         if answer.delivery == "reset" or world.suspended > suspended:
             process.met.add("reset")
             raise requests.ConnectionError("Connection reset by peer")
-        process.knows_time |= answer.status == 200 and not noted.fault
+        if answer.status == 200 and not noted.fault:
+            process.knows_time = True
+            process.answered |= {noted.log_type} - {None}
+        elif answer.status in (401, 403):
+            process.answered.discard(noted.log_type)
         cut = answer.delivery == "half"
         body = answer.body[: len(answer.body) // 2] if cut else answer.body
         return Response(answer.status, {"Date": date, **answer.headers}, Body(world, body, cut, read_s))
@@ -692,6 +715,21 @@ def rules(**choices: Any) -> Callable:
     return begin
 
 
+def lasts(low: float, high: float, draw: random.Random) -> float:
+    return low * (high / low) ** draw.random() if low else 0
+
+
+def often_beside(other: str, begin: Callable) -> Callable:
+    """What alone would seldom meet another disturbance: that one begins first, three times in four."""
+
+    def both(world: "World", draw: random.Random) -> Optional[Callable[[], Any]]:
+        if world.has(other) and draw.random() < 0.75:
+            world.happen(other, lasts(*DISTURBANCES[other].hours, draw), draw)
+        return begin(world, draw)
+
+    return both
+
+
 LIMITS = (  # requests, in s, shape
     (20, 60, "sliding"), (2, 60, "sliding"), (12, 60, "sliding"), (20, 60, "fixed"), (10, 60, "fixed"),
     (5, 10, "sliding"), (1, 30, "sliding"), (5, 60, "bucket"), (1, 2, "bucket"), (10, 60, "bucket"))  # fmt: skip
@@ -714,7 +752,7 @@ def habits(world: "World", draw: random.Random) -> None:
         auth_cursor=choose(("list", "string")), trust_cursor=choose(("string", "int")),
         trust_order=choose(("ascending", "descending")), short_pages=draw.random() < 0.3 and not world.odd_v1_times,
         total=choose(("int", "int", "object", "absent")), v1_order=choose(("ascending", "shuffled")),
-        v1_mintime=choose(("inclusive", "exclusive")), young=choose(("cut", "empty")), old=choose(("400", "accept")),
+        v1_mintime=choose(("inclusive", "exclusive")), young=choose(("cut", "empty")), old=choose(("400", "400", "accept")),
         unknown_parameters=choose(("ignore", "400")), code_as_string=draw.random() < 0.3,
         date_code=choose((40105, 40104)), cursor_window=choose(("free", "same")), fault_rate=0.002)  # fmt: skip
     world.change_rules({})
@@ -739,10 +777,19 @@ def proxy_date(world: "World", draw: random.Random) -> Optional[Callable[[], Any
     return world.change_rules({"date_offset": draw.choice((-1, 1)) * draw.uniform(1200, 9000)})
 
 
+def no_ping(world: "World", draw: random.Random) -> Callable[[], Any]:
+    """Duo does not tell its time; soon, somebody needs that."""
+    if world.has("replay"):
+        world.at(world.time + draw.uniform(0, 2) * HOUR, "replay", lambda: world.happen("replay", 0, draw))
+    return world.change_rules({"ping_faults": draw.choice((
+        ("error_404",), ("error_500",), ("html_502",), ("no_time",), ("reset", "cut")))})  # fmt: skip
+
+
 def clock_step(world: "World", draw: random.Random) -> Optional[Callable[[], Any]]:
     if world.active["proxy_date"]:
         return None
-    step = draw.choice((-1, 1)) * draw.choice((draw.uniform(60, 3600), draw.uniform(1, 24) * HOUR, draw.uniform(1, 9) * DAY))
+    step = draw.choice((-1, 1)) * draw.choice(
+        (draw.uniform(60, 3600), draw.uniform(1, 24) * HOUR, draw.uniform(1, 9) * DAY, 200 * DAY))
     world.wall_offset += step
     return lambda: setattr(world, "wall_offset", world.wall_offset - step)
 
@@ -791,7 +838,7 @@ def of_operator(action: str) -> Callable:
     return lambda world, draw: getattr(world.operator, action)(draw)
 
 
-SOME_LOGS = lambda draw: {draw.choice(list(LOG_TYPES)): draw.choice((403, 404, 400))}  # noqa: E731
+SOME_LOGS = lambda draw: {draw.choice(list(LOG_TYPES)): draw.choice((403, 403, 404, 400))}  # noqa: E731
 
 DISTURBANCES: Dict[str, Disturbance] = {
     # What Duo publishes; these are not begun, they are in the events from the start
@@ -816,11 +863,13 @@ DISTURBANCES: Dict[str, Disturbance] = {
     # Without them, too: a short page that holds as many events as Duo counts is taken for the whole window.
     "lying_counts": Disturbance(4, (24, 300), True, rules(short_pages=[False], total=["remaining", "changing", "page"])),
     "refused_log": Disturbance(4, (1, 40), False, rules(missing=SOME_LOGS)),
-    "date_outage": Disturbance(2, (0.5, 4), False, rules(fault_rate=[1.0], fault_kinds=[("clock_401",)])),
+    "date_outage": Disturbance(2, (0.5, 4), False, rules(fault_rate=[1.0], fault_kinds=[
+        ("clock_401",), *2 * [("clock_401", "error_500", "error_429", "reset", "cut")]])),
+    "no_ping": Disturbance(5, (2, 72), True, often_beside("clock_step", no_ping)),
     # What lies between
     "no_network": Disturbance(12, (0.02, 30), False, network("refused", "unreachable", "silent")),
     "slow_link": Disturbance(4, (2, 60), True, slow_link),
-    "proxy_date": Disturbance(4, (1, 60), True, proxy_date),
+    "proxy_date": Disturbance(6, (1, 60), True, often_beside("date_outage", proxy_date)),
     # The machine
     "kill": Disturbance(80, (0, 0), False, kill),
     "power_failure": Disturbance(12, (0, 0), False, power_failure),
@@ -837,6 +886,7 @@ DISTURBANCES: Dict[str, Disturbance] = {
     "reconfigure": Disturbance(12, (0, 0), False, of_operator("reconfigure")),
     "since_back": Disturbance(4, (0, 0), False, of_operator("since_back")),
     "since_forward": Disturbance(3, (0, 0), False, of_operator("since_forward")),
+    "first_run": Disturbance(3, (0, 0), False, often_beside("clock_step", of_operator("first_run"))),
     "lost_checkpoint": Disturbance(3, (0, 0), False, of_operator("lose_checkpoint")),
     "restored_checkpoint": Disturbance(4, (0, 0), False, of_operator("restore_checkpoint")),
     "replay": Disturbance(12, (0, 0), True, of_operator("replay")),
@@ -845,6 +895,9 @@ DISTURBANCES: Dict[str, Disturbance] = {
     "fractional_lookback": Disturbance(2, (24, 200), True, of_operator("fractional_lookback")),
     "another_tenant": Disturbance(3, (0, 0), False, of_operator("another_tenant")),
 }  # fmt: skip
+TROUBLE_TOGETHER = (  # each alone is none
+    {"clock_step", "no_ping"},  # where the clock seems to be behind the checkpoint, nothing else is asked for the time
+    {"slow_link", "spoilt_json"})  # the deep one takes longer than the collector tries  # fmt: skip
 
 
 class World:
@@ -874,6 +927,7 @@ class World:
         self.streams: Dict[int, Stream] = {}
         self.lives = self.requests = self.passes = 0
         self.checkpoints: Dict[str, float] = {}
+        self.checkpoints_before: Dict[str, float] = {}
         self.checkpoint_file = str(folder / "checkpoints.json")
         self.stalls: List[Stall] = []
         self.ledger = Ledger(self)
@@ -903,6 +957,11 @@ class World:
 
     def wall(self) -> float:
         return self.time + self.wall_offset + self.drift * (self.time - self.drift_since)
+
+    @property
+    def steps(self) -> Tuple[float, float]:
+        """What changes where time jumps: an age that was reckoned before that is another after it."""
+        return self.wall_offset, self.suspended
 
     def monotonic(self) -> float:
         return max(0.0, self.time - self.booted) - self.suspended
@@ -960,7 +1019,7 @@ class World:
                 if when > self.end:
                     break
                 low, high = row.hours
-                hours = low * (high / low) ** draw.random() if low else 0
+                hours = lasts(low, high, draw)
                 seed = draw.random()
                 if name == "pipeline_stall":
                     self.draw_stall(when, when + hours * HOUR, draw)
@@ -1126,7 +1185,22 @@ class World:
                 raise Failure(f"what Duo itself sent ({process.fault}) is told as a proxy's: {line}")
             if "Bad request timestamp" in line and not re.search("date|clock", line):
                 raise Failure(f"Duo refuses the date, and nothing is said of it: {line}")
+            if "Grant read log" in line and process.answered:
+                raise Failure(f"told as a missing permission, though {', '.join(process.answered)} were answered: {line}")
+            if "collection goes by Duo's clock" in line:
+                again = [name for name, passes in process.warned.items() if passes == process.passes[name]]
+                if again:
+                    raise Failure(f"the clock is told twice in one pass of {', '.join(again)}: {line}")
+                process.warned = dict(process.passes)
+            gap = "passed over" in line and PASSED_OVER.search(line)
+            if gap and gap.groups() in process.passed_over:
+                raise Failure(f"told twice: {line}")
+            process.passed_over |= {gap.groups()} if gap else set()
             words = PASS.search(line)
+            if words and "Bad request timestamp" in line and self.is_calm(self.operator.interval + 5 * MINUTE):
+                raise Failure(f"Duo refuses the date, though all has been well since {stamp(self.calm_since)}: {line}")
+            if words and "Duo rejects the request" in line and not {"refused_log", "suspend"} & process.met:
+                raise Failure(f"Duo was asked for what it does not serve: {line}")
             if words:
                 process.passes[words[1]] += 1
                 self.passes += 1
@@ -1142,18 +1216,22 @@ class World:
     # What has to hold
 
     def check_status(self, process: Process) -> None:
-        once, status, met = "--once" in process.arguments, process.status, process.met
-        if process.killed or process.kind not in ("service", "since"):
+        status, met, is_service = process.status, process.met, process.kind == "service"
+        once = "--once" in process.arguments or not is_service
+        if process.killed or process.kind == "another":
             return
         how = f"{' '.join(process.arguments)} ended with {status}"
         disk = {"disk", "full_disk", "closed_folder"} & met
         # A wrong clock costs one 401, from which it is set right, if that answer comes through.
         refused = {"refused_log", "date_outage", "wrong_key"} & met or {"clock_step", 401} <= met
+        # A slow link may take longer for a page than the collector waits.
+        excuse = met - {name for name, row in DISTURBANCES.items() if row.calm and name != "slow_link"} - {
+            400, 401, "no_metadata", "no_cursor"}  # fmt: skip
         right = {
             0: once or process.stopping,
             2: "--since" in process.arguments and "clock_step" in met and not process.knows_time,  # it seems to be ahead
             74: bool(disk),
-            75: once and bool(process.stopping or met),
+            75: once and bool(process.stopping or excuse),
             77: once and bool(refused),
             78: bool(disk or "fractional_lookback" in met or self.operator.lookback != self.lookback),
         }.get(status, False)
@@ -1162,7 +1240,7 @@ class World:
         for name, passes in process.passes.items():
             if once and passes > 1:
                 raise Failure(f"{how}, and {name} had {passes} passes in it")
-        if once and status == 0:
+        if once and is_service and status == 0:
             for name in self.operator.log_types:
                 behind = process.began - HIDDEN_S - self.checkpoints.get(name, 0)
                 if behind > 30:  # an answer may have taken so long
@@ -1170,11 +1248,8 @@ class World:
 
     def check_progress(self) -> None:
         """With Duo and the machine well, each log type gets on."""
-        trouble = [name for name, count in self.active.items() if count and not DISTURBANCES[name].calm]
-        if trouble:
-            self.calm_since = self.time
         operator = self.operator
-        if self.time - self.calm_since < CALM_S + operator.interval:
+        if self.is_far_behind() or not self.is_calm(CALM_S + operator.interval):
             return
         interval = operator.interval
         if self.time < operator.changed + 15 * MINUTE:  # the first pass since then may not be over
@@ -1183,6 +1258,21 @@ class World:
             behind = self.time - self.checkpoints.get(name, 0)
             if behind > interval + 20 * MINUTE:
                 raise Failure(f"{name} does not get on: calm since {stamp(self.calm_since)}, {behind:.0f} s behind")
+
+    def is_calm(self, seconds: float) -> bool:
+        """Whether there has been no trouble for so long."""
+        now = {name for name, count in self.active.items() if count}
+        met = now.union(*(process.met for process in self.stack[:1]))  # a clock that was set right may still be thought wrong
+        if any(not DISTURBANCES[name].calm for name in now) or any(now & pair and met >= pair for pair in TROUBLE_TOGETHER):
+            self.calm_since = self.time
+        return self.time - self.calm_since >= seconds
+
+    def is_far_behind(self) -> bool:
+        """Whether a log type is weeks behind, as in a first run, and has got on since this was last asked."""
+        before, self.checkpoints_before = self.checkpoints_before, dict(self.checkpoints)
+        is_far = any(before.get(name, 0) < at < self.time - 21 * DAY for name, at in self.checkpoints.items())
+        self.calm_since = self.time if is_far else self.calm_since
+        return is_far
 
 
 # Who runs it
@@ -1217,6 +1307,7 @@ class Operator:
         self.changed = 0.0
         self.lookback: Any = world.lookback
         self.secret_key = world.duo.skey
+        self.has_seeds = True
         self.off_s = 0.0  # that the service is left alone after the next kill
         self.rotated: Dict[Path, float] = {}  # files, and when their last line was written
         self.backup: Tuple[Optional[bytes], Dict[str, float]] = (None, {})
@@ -1226,7 +1317,8 @@ class Operator:
 
     @property
     def environ(self) -> Dict[str, str]:
-        seeds = {SINCE_KEYS[name]: str((START - 2 * 86_400) * (1000 // LOG_TYPES[name].unit_ms)) for name in BUSY}
+        seeds = {SINCE_KEYS[name]: str((START - 2 * 86_400) * (1000 // LOG_TYPES[name].unit_ms))
+                 for name in BUSY if self.has_seeds}  # fmt: skip
         return {
             "DUO_API_HOST": f"https://{HOST}", "DUO_INTEGRATION_KEY": self.world.duo.ikey,
             "DUO_SECRET_KEY": self.secret_key, "DUO_CHECKPOINT_FILE": self.world.checkpoint_file,
@@ -1294,10 +1386,11 @@ class Operator:
             return
         since = int(now - draw.uniform(1, 72) * HOUR)
         until = int(min(since + draw.uniform(0.1, 24) * HOUR, now - 200))
-        path = world.folder / "replay.jsonl"
+        when, slack = self.way_to_write(draw)
+        path, steps = world.folder / "replay.jsonl", world.steps
         with open(path, "wb") as file:
-            process = world.run("replay", self.environ, "--since", stamp(since), "--until", stamp(until), stdout=file)
-        if process.status != 0:
+            process = world.run("replay", self.environ, "--since", when(since), "--until", when(until), stdout=file)
+        if process.status != 0 or world.steps != steps:
             return
         got = collections.Counter(line.rpartition(b',"eventtype":')[0] for line in path.read_bytes().splitlines())
         printed = collections.defaultdict(list)  # by log type, for those far outside
@@ -1306,18 +1399,24 @@ class Operator:
                 entry = self.ledger.entries[key]
                 printed[entry.log_type].append((entry.time, key))
         for name in self.log_types:
-            within = [(time_s, key) for time_s, key in self.ledger.since(name, since - 1) if time_s < until + DAY]
+            within = [(time_s, key) for time_s, key in self.ledger.since(name, since - slack) if time_s < until + DAY]
             for time_s, key in dict.fromkeys(within + printed[name]):
                 entry = self.ledger.entries[key]
                 count = got.pop(key, 0)
-                if count < entry.count and entry.shown < now and since + 1 < time_s < until - 1 and \
+                if count < entry.count and entry.shown < now and since + slack < time_s < until - slack and \
                         not self.ledger.out_of_reach(name, time_s):
                     raise Failure(f"replay from {stamp(since)} to {stamp(until)}: {entry} was printed {count} times of {entry.count}")
-                within = since - 1 <= time_s <= until + 1 or (entry.odd and LOG_TYPES[name].cursor is None)
+                within = since - slack <= time_s <= until + slack or (entry.odd and LOG_TYPES[name].cursor is None)
                 if count > (entry.count if within and entry.shown <= world.time else 0):
                     raise Failure(f"replay from {stamp(since)} to {stamp(until)}: {entry} was printed {count} times")
         if got:
             raise Failure(f"replay: lines that Duo did not publish: {list(got)[:3]}")
+
+    def way_to_write(self, draw: random.Random) -> Tuple[Callable[[float], str], float]:
+        """A time as --since and --until take it, and by how many s it may be off: an age is reckoned from the moment at
+        which the collector knows the time, or by a local clock of which it says nothing."""
+        now = self.world.time
+        return (stamp, 1) if draw.random() < 0.5 else (lambda at: f"{now - at:.0f}s", 60)
 
     def missing_from(self, draw: random.Random) -> None:
         """The daily job that finds what Duo published hours late."""
@@ -1327,22 +1426,26 @@ class Operator:
         if world.disk.unreadable:  # nor can this job read it
             return
         since, file = int(now - draw.choice((10, 26, 48)) * HOUR), str(world.output.path)
+        when, slack = self.way_to_write(draw)
         rotated = [path for path, at in self.rotated.items() if at > since]  # or all in it happened before that
         if rotated:
             together = world.folder / "together.jsonl"
             together.write_bytes(b"".join(path.read_bytes() for path in (*rotated, world.output.path)))
             world.disk.stdin, file = str(together), "-"
-        process = world.run("missing", self.environ, "--since", stamp(since), "--missing-from", file,
+        self.missing_since, steps = since - slack, world.steps
+        process = world.run("missing", self.environ, "--since", when(since), "--missing-from", file,
                             stdout=Stdout(world.output.fd))  # fmt: skip
-        if process.status != 0:
+        if process.status != 0 or world.steps != steps:
             return
+        if "another range" in process.met:
+            raise Failure(f"--missing-from printed events older than --since {when(since)}, and ended with 0")
         for name in self.log_types:
             end = min(self.ledger.newest[name], world.checkpoints.get(name, 0) - world.lookback) - 2
             for time_s, key in reversed(self.ledger.by_time[name]):
                 if time_s < since - DAY:  # which is in order but for what goes on beyond midnight
                     break
                 entry = self.ledger.entries[key]
-                if since < time_s < end and entry.shown < now and entry.written < entry.count and \
+                if since + slack < time_s < end and entry.shown < now and entry.written < entry.count and \
                         not self.ledger.out_of_reach(name, time_s):
                     raise Failure(f"--missing-from has not written {name} of {stamp(time_s)}, shown at {stamp(entry.shown)}")
 
@@ -1414,17 +1517,32 @@ class Operator:
         """Gone, or with the file that is shipped in its place."""
 
         def act() -> None:
-            path = Path(self.world.checkpoint_file)
-            if draw.random() < 0.5:
-                path.unlink(missing_ok=True)
-            else:
-                path.write_bytes((SCRIPT.parent / "checkpoints.json").read_bytes())
-            self.world.disk.changed()
-            self.world.checkpoints.clear()
+            self.remove_checkpoint(draw)
             self.ledger.again_from(dict.fromkeys(OTHERS, 0.0))
             self.ledger.floor.update(dict.fromkeys(OTHERS, 0.0))
-            self.world.lives += 1
             self.start_at(self.world.time - draw.uniform(0.2, 100) * HOUR, draw)
+            self.kill_soon(draw)
+
+        self.between_runs(act)
+
+    def remove_checkpoint(self, draw: random.Random) -> None:
+        path = Path(self.world.checkpoint_file)
+        if draw.random() < 0.5:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_bytes((SCRIPT.parent / "checkpoints.json").read_bytes())
+        self.world.disk.changed()
+        self.world.checkpoints.clear()
+        self.world.lives += 1
+
+    def first_run(self, draw: random.Random) -> None:
+        """From the default seeds, which are older than what Duo keeps."""
+
+        def act() -> None:
+            self.has_seeds, self.once, self.backup = False, draw.random() < 0.7, (None, {})
+            self.remove_checkpoint(draw)
+            self.ledger.start_over()
+            self.world.disk.floor = dict(self.ledger.floor)
             self.kill_soon(draw)
 
         self.between_runs(act)

@@ -125,6 +125,21 @@ def test_the_code_and_the_words_for_a_date_that_is_off(code, duo):
     assert (status, answer["code"], answer["message"]) == (401, code, "Bad request timestamp, it says")
 
 
+def test_duos_time_is_not_to_be_had(duo):
+    def ping():
+        try:
+            with urllib.request.urlopen(f"{duo.url}/auth/v2/ping") as answer:
+                return answer.status, json.loads(answer.read())["response"]
+        except urllib.error.HTTPError as refusal:
+            return refusal.code, json.loads(refusal.read())["stat"]
+
+    duo.rules.ping_faults = ("error_404",)
+    assert [ping(), ping()] == [(404, "FAIL")] * 2
+    duo.rules.ping_faults = ("no_time",)
+    assert ping() == (200, {})
+    assert ask(duo, "telephony", **window(duo))[0] == 200
+
+
 def test_events_that_are_no_json_and_a_slow_link(duo):
     telephony(duo, 3)
     duo.inject("telephony", "nan", "deep")
@@ -231,6 +246,14 @@ BROKEN = {  # what is written instead of what, the disturbance that shows it, an
         "if settings.base_url and owner != settings.account:", "if False:", "another_tenant", "another tenant's keys"),
     "a log type starts twice with --once": (
         "yield math.inf if self.run.once else", "yield", "reconfigure,rate_limit,since_back", "passes in it"),
+    "a first run by a clock that is behind fails each time": (
+        "if walk.pages or opened == 3 or abs(duo.clock_offset_s - known_s) <= JITTER_S:", "if True:",
+        "first_run,clock_step", "asked for what it does not serve"),
+    "a proxy's Date stays": (
+        "self.clock_offset_s = self.accepted_s\n", "self.clock_offset_s = known_s\n", "proxy_date,date_outage",
+        "Duo refuses the date, though all has been well"),
+    "a range by a wrong clock is a success": (
+        "if is_range and not status and", "if False and", "no_ping,clock_step,replay", "replay from"),
     "a new file is not synced": ("            os.fsync(file.fileno())\n", "", "power_failure,kill", "ended with 78"),
 }  # fmt: skip
 
