@@ -5,8 +5,7 @@
 # ///
 """Collect Cisco Duo's audit logs as JSON lines.
 
-Signs requests to Duo's Admin API, reads the authentication, administrator and telephony logs (and three more if named),
-each from its own checkpoint, and writes every event to stdout as one line of JSON, for a log shipper:
+Reads the logs that Duo's Admin API serves, each from its own checkpoint, and writes every event to stdout as a line:
 
     duo_collector.py --check      test the host, the keys and the permission
     duo_collector.py --once       one pass until caught up, then exit: for cron or a timer
