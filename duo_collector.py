@@ -1269,8 +1269,7 @@ class Collector:
 
 
 def run_passes(run: Run, collectors: list[Collector]) -> int:
-    """Collect all log types in turn, a request each, so that the backlog of one does not hold up the others: in passes
-    with a pause between them, or once until each has caught up or given up. Returns the exit status."""
+    """Collect all log types in turn, a request each, so that no backlog holds up the others; return the exit status."""
     edges = run.edges
     while (collector := min(collectors, key=lambda collector: collector.due)).due < math.inf:
         wait_s = max(0.0, collector.due - edges.monotonic())
