@@ -13,11 +13,11 @@ Reads the logs that Duo's Admin API serves, each from its own checkpoint, and wr
     duo_collector.py --status     show how far each log type has got
     duo_collector.py --since 48h --missing-from FILE      print the events that Duo has and FILE lacks
 
-The guarantee: every event that Duo publishes is written at least once, and twice only if the process ends between
-writing a page and saving its checkpoint: a page is written and flushed before its checkpoint is saved. For events that
-are published late, each pass rereads the five minutes before the checkpoint (DUO_LOOKBACK) and drops what was written
-before; it starts no later than the newest event known, in case Duo published nothing for hours. Individual events that
-are published more than seven minutes late are found by --missing-from.
+The guarantee: every event that Duo publishes is written at least once, and twice only if the process ends after a page
+is written and flushed, and before its checkpoint is saved. For events that are published late, each pass rereads the
+five minutes before the checkpoint (DUO_LOOKBACK) and drops what was written before; it starts no later than the newest
+event known, in case Duo published nothing for hours. Individual events that are published more than seven minutes late
+are found by --missing-from.
 
 The file follows the data. Names ending in _ms are in milliseconds (times: since 1970), those in _s in seconds.
 """
@@ -899,7 +899,9 @@ class Checkpoints:
         try:
             kept = self.document.get(key, {}).get(row.name)
             health = kept.get("health", {}) if kept else {}
-            state.health.update((name, health[name]) for name in HEALTH if type(health.get(name)) is type(HEALTH[name]))
+            for name, found in health.items():  # invalid values are dropped
+                if type(found) is type(HEALTH.get(name)) and (found == str(found) or 0 <= found < 10**14):
+                    state.health[name] = found
             if kept and key == "written":  # as version 1 wrote it
                 kept = {"since_ms": kept["since"] * row.unit_ms, "start_ms": kept["from"], "written": kept["events"]}
             if kept is not None and kept["since_ms"] == since_ms:  # otherwise it was set by hand: a fresh start

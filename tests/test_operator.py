@@ -302,6 +302,7 @@ def test_wrong_options_are_told_in_a_line(duo, collector, options):
 NONSENSE = [
     {"ok": "many", "events": 1.5, "last_error": 7, "holes": True}, {},
     {"ok": -3, "last_success_ms": -1, "last_error_ms": -5, "last_error": "\ud800", "other": 1},
+    *(dict.fromkeys(("last_success_ms", "last_error_ms", "pass_ms", "ok"), 10**n) for n in (16, 400)),
 ]  # fmt: skip
 
 
