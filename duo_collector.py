@@ -734,14 +734,14 @@ class Walk:
     """A walk through a window of time (ms, both bounds included), page by page, oldest first.
 
     Request `parameters`, pass the page to `step`, take the new events from `fresh`, until `step` returns False. It
-    goes by Duo's cursor, or, if that fails, by the time up to which pages are complete; an unordered log, by slices."""
+    follows Duo's cursor or, without one, the time up to which pages are complete. Unordered logs are read in slices."""
 
     def __init__(self, log_type: LogType, start_ms: int, until_ms: int, on_hole: Callable[[int, int, str], None],
                  known: Mapping[str, int] | None = None) -> None:  # fmt: skip
         """`on_hole`: reports first, last (ms), what is shown. `known`: events written; None: ignore Duo's count."""
         self.log_type, self.start_ms, self.until_ms = log_type, start_ms, until_ms
         self.on_hole, self.known = on_hole, known
-        self.at_ms = self.reached_ms = self.newest_ms = start_ms  # mintime; everything before was shown; newest event
+        self.at_ms = self.reached_ms = self.newest_ms = start_ms  # mintime; all before it was returned; newest event
         self.end_ms, self.slice_pages, self.cursor, self.cursors = until_ms, 0, "", {""}  # of the slice being read
         self.overlap_s = 0 if log_type.cursor else 1  # v1: ask a second earlier, as mintime may exclude its own second
         self.page = self.fresh = dict[str, Event]()  # events of the latest page; those not on the page before
@@ -859,7 +859,7 @@ class State:
     """A log type's state between passes, saved under these names in the checkpoint file; times in ms."""
 
     since_ms: int  # the checkpoint: everything up to here has been written
-    start_ms: int  # the next pass reads from here; `written` holds all events written from here on
+    start_ms: int  # the next pass reads from here; `written` holds all written events dated from here on
     written: dict[str, int]  # event identity: time in ms; dropped once before start_ms
     hole_ms: int = 0  # end of the last hole reported
     health: dict[str, Any] = field(default_factory=lambda: dict(HEALTH))
@@ -1431,7 +1431,7 @@ def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler)
             start_at(run, collectors, settings.since, settings.until)
         known_s, status = run.duo.clock_offset_s, run_passes(run, collectors)
         if is_range and not status and abs(run.duo.clock_offset_s - known_s) > CLOCK_S:
-            raise CollectorError("the range was reckoned by a wrong local clock: set it right, and run this again", 75)
+            raise CollectorError("the local clock was wrong, and so was the range: set it right and run again", 75)
         return status
 
 
