@@ -54,8 +54,6 @@ from functools import partial
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 from urllib.parse import quote, urlencode, urlsplit
 
-if sys.version_info < (3, 9):  # noqa: UP036
-    sys.exit(f"duo_collector.py needs Python 3.9 or newer; this is {sys.version.split()[0]}")
 if TYPE_CHECKING:  # imported only where needed: the import takes longer than a whole --status run
     import requests
 

@@ -48,7 +48,7 @@ def test_the_script_declares_what_requirements_txt_installs():
     assert match["type"] == "script"
     fields = dict(line[2:].split(" = ", 1) for line in match["content"].splitlines())
     assert ast.literal_eval(fields["dependencies"]) == requirements()
-    oldest = re.search(r"sys\.version_info < \((\d+), (\d+)\)", SCRIPT.read_text())
+    oldest = re.search(r'target-version = "py(\d)(\d+)"', (ROOT / ".ruff.toml").read_text())
     assert ast.literal_eval(fields["requires-python"]) == f">={oldest[1]}.{oldest[2]}"
 
 
