@@ -962,8 +962,7 @@ def folder_trouble(path: str) -> str:
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:  # ismount() is wrong on overlayfs
         if any(line.split()[4] == os.fsencode(path) for line in file):
             return "it is a mount point, which cannot be replaced: mount its folder instead"
-    may = os.access(folder, os.R_OK | os.W_OK | os.X_OK)
-    return "" if may else f"no permission to read and write folder {folder}: change its owner or mode"
+    return "" if os.access(folder, os.R_OK | os.W_OK | os.X_OK) else f"no permission to read and write folder {folder}"
 
 
 def lock(path: str) -> IO[bytes]:
