@@ -897,9 +897,9 @@ class Checkpoints:
         try:
             kept = self.document.get(key, {}).get(row.name)
             health = kept.get("health", {}) if kept else {}
-            for name, found in health.items():  # invalid values are dropped
-                if type(found) is type(HEALTH.get(name)) and (found == str(found) or 0 <= found < 10**14):
-                    state.health[name] = found
+            for name, item in health.items():  # invalid values are dropped
+                if name in HEALTH and type(item) is type(HEALTH[name]) and (item == str(item) or 0 <= item < 10**14):
+                    state.health[name] = item
             if kept and key == "written":  # as version 1 wrote it
                 kept = {"since_ms": kept["since"] * row.unit_ms, "start_ms": kept["from"], "written": kept["events"]}
             if kept is not None and kept["since_ms"] == since_ms:  # otherwise it was set by hand: a fresh start
@@ -1185,16 +1185,19 @@ class Collector:
 
     def fetch(self, walk: Walk) -> Page | None:
         """Fetch the page that the walk asks for; None if Duo refuses its cursor. Raises PassFailed."""
-        self.sent, duo = self.run.edges.monotonic(), self.run.duo
+        self.sent, duo, row = self.run.edges.monotonic(), self.run.duo, self.log_type
         self.requests, self.pace.due = self.requests + 1, self.sent + self.pace.shortest
         try:
             if walk.start_ms < walk.until_ms:
-                page = duo.fetch_page(self.log_type, walk.parameters)
+                page = duo.fetch_page(row, walk.parameters)
             else:  # the checkpoint is ahead of the local clock: check it against Duo's
-                duo.ask_clock()
+                try:
+                    duo.ask_clock()
+                except Failed:  # a page tells it, too
+                    duo.fetch_page(row, Walk(row, walk.until_ms - 60_000, walk.until_ms, print).parameters)
                 page, ahead_ms = Page([]), self.state.since_ms - duo.now_ms()
                 if ahead_ms > 0:
-                    where = f"{self.log_type.since_key} in {self.run.checkpoints.path}"
+                    where = f"{row.since_key} in {self.run.checkpoints.path}"
                     raise PassFailed(f"{where} is {duration(ahead_ms)} ahead of now: set it back to collect again")
         except PassFailed as problem:
             self.health[problem.outcome] += 1

@@ -896,8 +896,7 @@ DISTURBANCES: Dict[str, Disturbance] = {
     "another_tenant": Disturbance(3, (0, 0), False, of_operator("another_tenant")),
 }  # fmt: skip
 TROUBLE_TOGETHER = (  # each alone is none
-    {"clock_step", "no_ping"},  # where the clock seems to be behind the checkpoint, nothing else is asked for the time
-    {"slow_link", "spoilt_json"})  # the deep one takes longer than the collector tries  # fmt: skip
+    {"slow_link", "spoilt_json"},)  # the deep one takes longer than the collector tries  # fmt: skip
 
 
 class World:

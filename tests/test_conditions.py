@@ -120,9 +120,11 @@ def test_a_clock_told_by_a_refusal_opens_the_window_before_the_pass_ends(duo, co
     assert duo.requests[0].path == "/auth/v2/ping"
 
 
-@pytest.mark.parametrize("behind", ["40 min", "2 h", "1 day"])
-def test_a_local_clock_far_behind_the_checkpoint_stops_nothing(duo, collector, behind):
-    behind_s = {"40 min": 2_400, "2 h": 7_200, "1 day": 86_400}[behind]
+@pytest.mark.parametrize("ping", [(), ("error_404",), ("html_502",), ("reset",)], ids=["ping", "404", "HTML", "reset"])
+@pytest.mark.parametrize("behind", ["40 min", "2 h", "1 day", "200 days"])
+def test_a_local_clock_far_behind_the_checkpoint_stops_nothing(duo, collector, behind, ping):
+    behind_s = {"40 min": 2_400, "2 h": 7_200, "1 day": 86_400, "200 days": 200 * 86_400}[behind]
+    duo.rules.ping_faults = ping
     duo.rules.clock_offset = behind_s
     collector.seed(**dict.fromkeys(LOG_TYPES, duo.now_ms() - 5 * MINUTE))
     results = []
