@@ -458,7 +458,7 @@ class Duo:
         # requests calls this last, so what is signed is what is sent; it also keeps requests from using .netrc.
         self.session.auth = lambda request: sign(request, settings, email.utils.formatdate(self.now_ms() / 1000))
         self.clock_offset_s = self.accepted_s = 0.0  # Duo's clock minus the local clock; as of the last page
-        self.answered = dict[LogType, bool]()  # whether the last answer for it let these keys read it
+        self.permitted = dict[LogType, bool]()  # whether the last answer for it let these keys read it
 
     def now_ms(self) -> int:
         """The time by Duo's clock, as far as known."""
@@ -491,7 +491,7 @@ class Duo:
         self.learn_clock(answer)
         if answer.status == 401 and abs(self.clock_offset_s - known_s) > JITTER_S:
             answer = self.send(url, log_type, post)
-        if answer.status == 401:  # what was learned did not help, so those Dates proved nothing
+        if answer.status == 401:  # what was learned did not help: distrust those Dates
             self.clock_offset_s = self.accepted_s
         return answer
 
@@ -501,7 +501,7 @@ class Duo:
         answer = self.ask(f"/admin/{log_type.path}", {**parameters, **child}, log_type)
         response = answer.fields.get("response")
         holder = response if isinstance(response, dict) else answer.fields
-        self.answered[log_type] = answer.status == 200
+        self.permitted[log_type] = answer.status == 200
         if (answer.status, answer.fields.get("stat"), holder.get(log_type.list_key)) != (200, "OK", []):
             raise refusal(self, answer, log_type)
         self.accepted_s = self.clock_offset_s
@@ -686,7 +686,7 @@ def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
         "child": "cross-deployment" in message.lower(),
         "accounts": log_type is None and status in (401, 403),
         "40105": status == 401 and "bad request timestamp" in message.lower(),
-        "403 of one": status == 403 and any(duo.answered.values()),
+        "403 of one": status == 403 and any(duo.permitted.values()),
     }
     general = code if code in MEANINGS else str(status) if status < 500 else "5xx"
     key = next((key for key, holds in special.items() if holds), general)
@@ -744,7 +744,7 @@ class Walk:
         self.overlap_s = 0 if log_type.cursor else 1  # v1: ask a second earlier, as mintime may exclude its own second
         self.page = self.fresh = dict[str, Event]()  # events of the latest page; those not on the page before
         self.occurrences = Counter[str]()  # of events without an id
-        self.full_page = log_type.page_size if log_type.cursor else 10  # a page of this many may be truncated
+        self.full_page = log_type.page_size if log_type.cursor else 10  # a page as large as any so far may be truncated
         self.pending_hole = ""  # what is shown of an instant that the end of a page may have cut short
         self.pages = self.received = 0
         self.total: int | None = None  # Duo's count of events in the window
@@ -753,7 +753,7 @@ class Walk:
     def parameters(self) -> dict[str, str]:
         row = self.log_type
         if not row.cursor:
-            return {"mintime": str(self.at_ms // 1000 - self.overlap_s)}
+            return {"mintime": str((self.at_ms - self.overlap_s * 1000) // row.unit_ms)}
         bounds = {"mintime": str(self.at_ms), "maxtime": str(self.end_ms), "limit": str(row.page_size)}
         return {**bounds, **{name: text for name, text in (("sort", row.sort), (row.cursor, self.cursor)) if text}}
 
@@ -1048,7 +1048,7 @@ class Pace:
 
     A 429 does not say whether requests come too fast or a quota is used up. The first retry comes soon. If it brings a
     page, the interval was too short: it grows by half, and shrinks by 3 % with each page. If not, or if as many pages
-    came as at the last limit, assume a quota per minute: the pages of the last minute are the limit for four minutes,
+    came as at the last limit, assume a quota per minute: the last minute's page count is the limit for four minutes,
     or longer if it recurs, and the next retry comes when the first of them is a minute (here 61 s) old."""
 
     def __init__(self, requests_per_minute: float) -> None:
@@ -1112,7 +1112,7 @@ class Collector:
     def __init__(self, run: Run, log_type: LogType) -> None:
         self.run, self.log_type, self.state = run, log_type, run.checkpoints.states[log_type]
         self.health, self.pace = self.state.health, Pace(run.settings.requests_per_minute)
-        self.until_ms = math.inf  # end of a range in ms, exclusive
+        self.range_end_ms = math.inf  # of a range in ms, exclusive
         child = {"child_account_id": run.settings.account_id} if run.settings.account_id else {}  # as Duo Log Sync does
         added = {"eventtype": log_type.name, "host": run.settings.host, **child}  # as Duo's own client adds them
         self.added_fields = json.dumps(added, separators=(",", ":"))[1:] + "\n"
@@ -1169,7 +1169,7 @@ class Collector:
     def open_walk(self) -> Walk:
         """A walk through the window to read now, by Duo's clock as far as known. It may be empty."""
         row, state, now_ms, start_ms = self.log_type, self.state, self.run.duo.now_ms(), self.state.start_ms
-        until_ms = int(min((now_ms - row.delay_ms) // 1000 * 1000, self.until_ms))
+        until_ms = int(min((now_ms - row.delay_ms) // 1000 * 1000, self.range_end_ms))
         if row.kept_days:  # half an hour inside Duo's retention, as time passes before the request
             edge_ms = now_ms - row.kept_days * DAY_MS + DAY_MS // 48
             start_ms = edge_ms + DAY_MS // 48 if state.since_ms < edge_ms else max(start_ms, edge_ms)
@@ -1179,7 +1179,7 @@ class Collector:
         """If Duo no longer serves what is before this walk, move the checkpoint to its start and log a warning."""
         row, since_ms = self.log_type, self.state.since_ms
         if walk.start_ms > since_ms:
-            gap = f"{iso(since_ms)} to {iso(min(walk.start_ms, self.until_ms))}"
+            gap = f"{iso(since_ms)} to {iso(min(walk.start_ms, self.range_end_ms))}"
             log.warning("%s: Duo serves only the last %d days; passed over: %s", row.name, row.kept_days, gap)
             self.state.since_ms = self.state.start_ms = walk.start_ms
 
@@ -1229,7 +1229,7 @@ class Collector:
         """Write what is new (in a replay, with all events without a time) and save. Raises CollectorError."""
         run, row, state, lines, times = self.run, self.log_type, self.state, list[str](), dict[str, int]()
         for identity, event in walk.fresh.items():
-            in_range = event.time_ms < self.until_ms or (event.untimed and run.in_file is None)
+            in_range = event.time_ms < self.range_end_ms or (event.untimed and run.in_file is None)
             if in_range and identity not in state.written:
                 self.read += 1
                 if run.in_file is None or digest(row, identity) not in run.in_file:
@@ -1262,7 +1262,7 @@ class Collector:
         if why:
             self.health.update(last_error_ms=run.duo.now_ms(), last_error=redact(why))
         self.status, self.busy, self.walk = status, False, None
-        up_to = iso(min(self.state.since_ms, self.until_ms))
+        up_to = iso(min(self.state.since_ms, self.range_end_ms))
         message = f"{counted(self.written, 'event')} in {counted(self.requests, 'request')}, up to {up_to}"
         if run.in_file is not None and not why:
             level, file = logging.WARNING if self.written else logging.INFO, run.settings.missing_from
@@ -1425,7 +1425,7 @@ def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler)
         if settings.missing_from is not None:
             service = Checkpoints(path, settings)  # read before FILE, so that FILE holds all that is older
             for collector in collectors if service.document else ():
-                collector.until_ms = service.states[collector.log_type].start_ms  # where the service's next pass starts
+                collector.range_end_ms = service.states[collector.log_type].start_ms  # where its next pass starts
             run.in_file = read_written(settings)
         if settings.since:
             start_at(run, collectors, settings.since, settings.until)
@@ -1450,7 +1450,7 @@ def start_at(run: Run, collectors: list[Collector], since: When, until: When | N
             does = "repeats the events" if start_ms == first_ms else "passes over the events"
             log.warning("%s: --since %s from %s to %s", row.name, does, iso(first_ms), iso(last_ms))
         state.since_ms, state.start_ms, state.hole_ms, state.written = start_ms, start_ms, 0, {}
-        collector.until_ms = min(collector.until_ms, row.floor(until_ms) if until else math.inf)
+        collector.range_end_ms = min(collector.range_end_ms, row.floor(until_ms) if until else math.inf)
     with run.checkpoints.saving(*run.settings.log_types):  # at once: if a first pass fails, the next starts here too
         pass
 
