@@ -438,7 +438,7 @@ class Answer(NamedTuple):
 
     def date_ms(self, name: str = "Date") -> float | None:
         """A date from a header as ms, UTC unless it says otherwise; None if it is not one."""
-        with contextlib.suppress(OverflowError, TypeError, ValueError):
+        with contextlib.suppress(IndexError, OverflowError, TypeError, ValueError):
             return parse_iso(email.utils.parsedate_to_datetime(self.headers.get(name, "")).isoformat())
         return None
 
@@ -501,7 +501,7 @@ class Duo:
         answer = self.ask(f"/admin/{log_type.path}", {**parameters, **child}, log_type)
         response = answer.fields.get("response")
         holder = response if isinstance(response, dict) else answer.fields
-        self.permitted[log_type] = answer.status == 200
+        self.permitted |= {log_type: answer.fields.get("stat") == "OK"} if answer.status in (200, 401, 403) else {}
         if (answer.status, answer.fields.get("stat"), holder.get(log_type.list_key)) != (200, "OK", []):
             raise refusal(self, answer, log_type)
         self.accepted_s = self.clock_offset_s
@@ -652,8 +652,8 @@ def read_cursor(value: Any) -> str:
 
 
 def read_total(value: Any) -> int | None:
-    """Read total_objects: an int, or an object with an int value."""
-    value = value.get("value") if isinstance(value, dict) else value
+    """Read total_objects: an int, or an object with an int value; None if that is only a lower bound."""
+    value = value.get("value") if isinstance(value, dict) and value.get("relation", "eq") == "eq" else value
     return value if isinstance(value, int) else None
 
 
@@ -680,7 +680,7 @@ def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
     """The exception for an answer without a page: its meaning, and Duo's own words."""
     given, settings = answer.fields, duo.settings
     code, message = str(given.get("code", "")), f"{given.get('message') or ''} {given.get('message_detail') or ''}"
-    status = int(code[:3]) if re.fullmatch("[45][0-9]{4}", code) else answer.status  # that of HTTP may be 200
+    status = int(code[:3]) if answer.status == 200 and re.fullmatch("[45][0-9]{4}", code) else answer.status
     reason = " ".join(one_line(f"{status} {code} {message}".replace(settings.secret_key, "***")).split())
     special = {  # the first that holds counts more than the code
         "child": "cross-deployment" in message.lower(),
@@ -688,7 +688,7 @@ def refusal(duo: Duo, answer: Answer, log_type: LogType | None) -> Exception:
         "40105": status == 401 and "bad request timestamp" in message.lower(),
         "403 of one": status == 403 and any(duo.permitted.values()),
     }
-    general = code if code in MEANINGS else str(status) if status < 500 else "5xx"
+    general = code if code in MEANINGS and code[:3] == str(status) else str(status) if status < 500 else "5xx"
     key = next((key for key, holds in special.items() if holds), general)
     if key in MEANINGS and (given or status in (401, 403, 429)):  # a 404 without JSON is not from Duo
         kind, meaning = MEANINGS[key]
@@ -876,7 +876,7 @@ class Checkpoints:
     def __init__(self, path: str, settings: Settings) -> None:
         """Read and check the file; without one (an empty path) all start from the seeds. Raises CollectorError."""
         self.path, self.writing, self.document = path, threading.Lock(), dict[str, Any]()
-        remedy = " (the file is unchanged; restore it, or move it away to start from the seeds)"
+        remedy = " (it should be JSON, and is unchanged; restore it, or move it away to start from the seeds)"
         with fatal_errors(78, f"checkpoint file {path} cannot be read", remedy), contextlib.suppress(FileNotFoundError):
             with open(path, encoding="utf-8", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
                 self.document = json.load(file)
@@ -1320,7 +1320,7 @@ def progress(collector: Collector, walk: Walk, now: float) -> str:
     events = f"{counted(collector.written, 'event')} so far, {walk.received / elapsed_s * 60:,.0f} a minute"
     share = (walk.reached_ms - walk.start_ms) / max(1, walk.until_ms - walk.start_ms)
     share = min(1.0, walk.received / walk.total if walk.total and collector.log_type.ordered else share)
-    left = f"{duration(elapsed_s * (1 / share - 1) * 1000)} left" if share > 0 else "just started"
+    left = f"{duration(elapsed_s * (1 / share - 1) * 1000)} left" if share > 1e-9 else "just started"
     return f"{collector.log_type.name}: {share:.0%}, {left}; {events}, up to {iso(walk.reached_ms)}"
 
 
@@ -1335,7 +1335,7 @@ def write_metrics(run: Run, collectors: list[Collector]) -> None:
     """Write the file for node_exporter's textfile collector. A failure does not stop collection."""
     path, account, lines, before = run.settings.metrics_file, run.settings.account, list[str](), dict[str, str]()
     try:
-        with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
+        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
             before.update(re.findall("(.*late_events_total.*}) ([0-9]+)", file.read()))  # continue from the last run
         for key, shown in (METRICS if run.in_file is None else {"late_events_total": "late"}).items():
             name, comma, label = key.partition(",")
@@ -1466,10 +1466,10 @@ def stop_on_signals(stop: threading.Event, writing: threading.Lock, status: int,
         stop.set()
         time.sleep(grace_s)
         in_page = not writing.acquire(blocking=False)
-        doing = "writing a page: stdout's reader or the disk is slow" if in_page else "waiting for Duo"
+        doing = "writing a page: stdout's reader or the disk is slow" if in_page else "waiting"
         with contextlib.suppress(OSError):
             if select.select([], [2], [], 0)[1]:  # not if the main thread is blocked writing to it
-                log.log(logging.ERROR if in_page else logging.INFO, "stopped by a signal while %s", doing)
+                log.log(logging.ERROR if in_page else logging.INFO, "stopped by a signal while %s; nothing lost", doing)
         os._exit(74 if in_page else status)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -1506,7 +1506,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--version", action="version", version=f"%(prog)s {__version__}")
     options = parser.parse_args(arguments)
     for name, needed in (("until", "since"), ("missing_from", "since"), ("max_lag", "status"), ("json", "status")):
-        if getattr(options, name) and not getattr(options, needed):
+        if getattr(options, name) not in (None, False) and not getattr(options, needed):
             parser.error(f"--{name.replace('_', '-')} needs --{needed}")
     if options.since and (options.check or options.status or options.accounts):
         parser.error("--since cannot be used with --check, --status or --accounts: they collect nothing")

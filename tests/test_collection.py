@@ -187,9 +187,9 @@ def test_a_hole_that_duo_counts_is_named(duo, collector):
     assert "Duo shows only 7 of 10 events" in result.stderr
 
 
-def test_a_total_is_a_number_or_an_object():
-    assert duo_collector.read_total({"value": 3, "relation": "eq"}) == duo_collector.read_total(3) == 3
-    assert duo_collector.read_total({"value": "3"}) is duo_collector.read_total(None) is None
+def test_a_total_that_is_a_lower_bound_is_none():
+    assert duo_collector.read_total({"value": 3, "relation": "eq"}) == duo_collector.read_total({"value": 3}) == 3
+    assert duo_collector.read_total({"value": 10_000, "relation": "gte"}) is duo_collector.read_total(None) is None
 
 
 @pytest.mark.parametrize("total", ["remaining", "changing"])

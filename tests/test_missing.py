@@ -263,7 +263,7 @@ def test_an_empty_name_is_no_ordinary_run(duo, collector):
 
 
 def test_without_since_it_is_a_wrong_command_line(duo, collector, file):
-    for options in (["--missing-from", file], ["--once", "--missing-from", file]):
+    for options in (["--missing-from", file], ["--once", "--missing-from", file], ["--missing-from", ""]):
         result = collector.run(*options)
         assert (result.status, result.stdout, duo.requests) == (2, "", [])
         assert "--missing-from" in result.stderr and "--since" in result.stderr

@@ -418,6 +418,7 @@ def test_metrics_are_there_before_the_first_answer_and_renewed_in_a_long_pass(ba
         handler.send(200, JSON, b'{"stat": "OK", "response": []}')
 
     backlog.inject("administrator", look)
+    backlog.rules.latency_s = 0.3
     process, seen = collector.start("--once", stdout=subprocess.DEVNULL), set()
     while process.poll() is None:
         with contextlib.suppress(FileNotFoundError):

@@ -442,6 +442,24 @@ def test_a_permission_that_is_taken_away_is_not_told_as_the_plan(duo, collector)
     assert all(b'tick "Grant read log"' in line and b"plan" not in line for line in refused), refused
 
 
+def test_a_refusal_with_http_200_is_no_permission(duo, collector):
+    body = b'{"stat": "FAIL", "code": 40301, "message": "Access forbidden"}'
+    for options in (("--once",), ("--check",)):
+        duo.inject("telephony", (200, {"Content-Type": "application/json"}, body))
+        result = collector.run(*options, "--log-types", "telephony")
+        assert result.status == 77 and 'tick "Grant read log"' in result.stdout + result.stderr, result
+
+
+def test_a_log_that_was_read_shows_the_permission_while_it_is_limited(duo, collector):
+    fill(duo, 10, ["administrator"])
+    duo.rules.v1_limit = 5
+    duo.inject("administrator", None, "error_429")
+    duo.inject("telephony", "error_503", "error_503", (403, {"Content-Type": "application/json"},
+               b'{"stat": "FAIL", "code": 40301, "message": "Access forbidden"}'))  # fmt: skip
+    result = collector.once("--log-types", "administrator,telephony")
+    assert result.status == 77 and "the account's plan does not include this log" in result.stderr, result.stderr
+
+
 def test_wrong_keys_are_tried_once_and_explained(duo, collector):
     result = collector.once(environ={"DUO_SECRET_KEY": "0" * 40})
     assert (result.status, len(duo.requests), result.stdout) == (77, 3, "")
