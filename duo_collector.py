@@ -13,11 +13,11 @@ Reads the logs that Duo's Admin API serves, each from its own checkpoint, and wr
     duo_collector.py --status     show how far each log type has got
     duo_collector.py --since 48h --missing-from FILE      print the events that Duo has and FILE lacks
 
-The guarantee: every event that Duo publishes is written at least once, and twice only if the process ends after a page
-is written and flushed, and before its checkpoint is saved. For events that are published late, each pass rereads the
-five minutes before the checkpoint (DUO_LOOKBACK) and drops what was written before; it starts no later than the newest
-event known, in case Duo published nothing for hours. Individual events that are published more than seven minutes late
-are found by --missing-from.
+The guarantee: every event that Duo publishes is written at least once, and twice only if the process ends between
+writing a page and saving its checkpoint, in this order. For events that are published late, each pass rereads the five
+minutes before the checkpoint (DUO_LOOKBACK) and drops what was written before; it starts no later than the newest event
+known, in case Duo published nothing for hours. Individual events that are published more than seven minutes late are
+found by --missing-from.
 
 The file follows the data. Names ending in _ms are in milliseconds (times: since 1970), those in _s in seconds.
 """
@@ -457,8 +457,8 @@ class Duo:
         self.settings, self.edges, self.session = settings, edges, edges.session()
         # requests calls this last, so what is signed is what is sent; it also keeps requests from using .netrc.
         self.session.auth = lambda request: sign(request, settings, email.utils.formatdate(self.now_ms() / 1000))
-        self.clock_offset_s = self.accepted_s = 0.0  # Duo's clock minus the local clock; as of the last page
-        self.permitted = dict[LogType, bool]()  # whether the last answer for it let these keys read it
+        self.clock_offset_s = self.accepted_s = 0.0  # Duo's clock minus the local clock; its value at the last page
+        self.permitted = dict[LogType, bool]()  # whether these keys could read it last time
 
     def now_ms(self) -> int:
         """The time by Duo's clock, as far as known."""
@@ -583,7 +583,7 @@ def refuse_constant(name: str) -> NoReturn:
 
 read_value = json.JSONDecoder(parse_constant=refuse_constant).raw_decode
 NOT_ASCII = re.compile(rb"[\x80-\xff]+")
-BETWEEN = re.compile(r"\s*(?:,\s*(?=[^\s\]])|(?=\]))|.*")  # two events; if neither is right, all that follows
+BETWEEN = re.compile(r"\s*(?:,\s*(?=[^\s\]])|(?=\]))|.*")  # comma or bracket; without one, all that follows
 
 
 def escape_json(error: UnicodeDecodeError) -> tuple[str, int]:
@@ -797,14 +797,14 @@ class Walk:
 
     def is_whole(self, count: int) -> bool:
         """Whether the first page is the whole window by Duo's count. The count may be wrong, so trust it only if the
-        next pass starts later or nothing is new: otherwise that pass would get this first page again."""
+        next pass starts later or nothing is new: otherwise the next pass would get this page again."""
         if self.known is None or self.pages > 1 or not self.total == count < self.log_type.page_size:
             return False
         return self.reached_ms > self.start_ms or self.page.keys() <= self.known.keys()
 
     def step_by_time(self, page: Page | None, count: int, times: list[float]) -> bool:
-        """Continue without a cursor, from the last instant of a page (a second on v1, a ms on v2). If it has nothing
-        later, one that is not full ends the walk; after a full one, which may be truncated, skip to the next."""
+        """Continue without a cursor, from the last instant of a page (a second on v1, a ms on v2). A page with
+        nothing later ends the walk unless it is full; it may then be truncated, so skip to the next instant."""
         at_ms, unit_ms = self.at_ms, self.log_type.unit_ms
         latest_ms = max(times, default=0) if page else at_ms
         not_full = page and not page.cursor and count < self.full_page
@@ -1103,7 +1103,7 @@ class Run:
     once: bool = False
     in_file: set[bytes] | None = None  # with --missing-from: digests of the events in FILE
     report_due: float = 0.0  # s, by the monotonic clock
-    pass_due: float = 0.0  # the same: when all log types began, or will begin, their pass together
+    pass_due: float = 0.0  # the same: when all log types last began, or will next begin, together
 
 
 class Collector:
@@ -1112,7 +1112,7 @@ class Collector:
     def __init__(self, run: Run, log_type: LogType) -> None:
         self.run, self.log_type, self.state = run, log_type, run.checkpoints.states[log_type]
         self.health, self.pace = self.state.health, Pace(run.settings.requests_per_minute)
-        self.range_end_ms = math.inf  # of a range in ms, exclusive
+        self.range_end_ms = math.inf  # in ms; the exclusive end of a range
         child = {"child_account_id": run.settings.account_id} if run.settings.account_id else {}  # as Duo Log Sync does
         added = {"eventtype": log_type.name, "host": run.settings.host, **child}  # as Duo's own client adds them
         self.added_fields = json.dumps(added, separators=(",", ":"))[1:] + "\n"
@@ -1226,7 +1226,7 @@ class Collector:
         log.log(level, "%s: %s; again in %.0f s", self.log_type.name, problem, pace.due - now)
 
     def write(self, walk: Walk, more: bool) -> None:
-        """Write what is new (in a replay, with all events without a time) and save. Raises CollectorError."""
+        """Write what is new (of a range, all events without a time, too) and save. Raises CollectorError."""
         run, row, state, lines, times = self.run, self.log_type, self.state, list[str](), dict[str, int]()
         for identity, event in walk.fresh.items():
             in_range = event.time_ms < self.range_end_ms or (event.untimed and run.in_file is None)
