@@ -511,13 +511,14 @@ class Duo:
         except (AttributeError, TypeError, ValueError):
             raise Failed(f"an answer with invalid metadata: {one_line(str(paging))}") from None
 
-    def ask_clock(self) -> None:
-        """Get Duo's time from an endpoint that needs no signature. Raises Failed. Source: duo_unix #311."""
-        answer = self.ask("/auth/v2/ping", {})
+    def ask_clock(self, log_type: LogType) -> None:
+        """Learn Duo's time from /auth/v2/ping (source: duo_unix #311), else from a page's Date. Raises PassFailed."""
         try:
+            answer = self.ask("/auth/v2/ping", {})
             self.learn_clock(answer, 1000 * int(answer.fields["response"]["time"]))
-        except (KeyError, TypeError, ValueError):
-            raise Failed(f"Duo does not give its time at /auth/v2/ping ({answer.status})") from None
+        except (Failed, KeyError, TypeError, ValueError):
+            until_ms = self.now_ms() - log_type.delay_ms
+            self.fetch_page(log_type, Walk(log_type, until_ms - 60_000, until_ms, print).parameters)
 
     def learn_clock(self, answer: Answer, now_ms: float = 0) -> None:
         """Learn Duo's clock from an answer: from `now_ms` if given, else from its Date unless a proxy has set that."""
@@ -1143,7 +1144,8 @@ class Collector:
         while more:
             yield self.pace.due
             walk = walk if walk.pages else self.open_walk()  # the wait may have been long, or Duo's clock become known
-            if walk.start_ms >= walk.until_ms and self.state.since_ms <= duo.now_ms():
+            is_known = self.run.checkpoints.path or (self.requests and not self.failing)  # by an answer of Duo's
+            if walk.start_ms >= walk.until_ms and self.state.since_ms <= duo.now_ms() and is_known:
                 break
             known_s = duo.clock_offset_s
             try:
@@ -1190,11 +1192,8 @@ class Collector:
         try:
             if walk.start_ms < walk.until_ms:
                 page = duo.fetch_page(row, walk.parameters)
-            else:  # the checkpoint is ahead of the local clock: check it against Duo's
-                try:
-                    duo.ask_clock()
-                except Failed:  # a page tells it, too
-                    duo.fetch_page(row, Walk(row, walk.until_ms - 60_000, walk.until_ms, print).parameters)
+            else:  # the checkpoint is ahead of the local clock, or a range seems empty: check by Duo's clock
+                duo.ask_clock(row)
                 page, ahead_ms = Page([]), self.state.since_ms - duo.now_ms()
                 if ahead_ms > 0:
                     where = f"{row.since_key} in {self.run.checkpoints.path}"
@@ -1437,8 +1436,8 @@ def collect(settings: Settings, edges: Edges, once: bool, stderr: StderrHandler)
 
 def start_at(run: Run, collectors: list[Collector], since: When, until: When | None) -> None:
     """Move every log type to --since, and warn of what that passes over or repeats. Raises CollectorError."""
-    with contextlib.suppress(Failed):  # then the local clock is used
-        run.duo.ask_clock()
+    with contextlib.suppress(PassFailed):  # then the local clock is used
+        run.duo.ask_clock(collectors[0].log_type)
     now_ms = run.duo.now_ms()
     since_ms, until_ms = since(now_ms), until(now_ms) if until else math.inf
     if until_ms <= since_ms:

@@ -531,17 +531,35 @@ def test_a_first_run_with_a_wrong_local_clock(duo, collector, off_s):
     assert (result.status, differences(duo, [result], DEFAULT)) == (0, NONE), result.stderr
 
 
-@pytest.mark.parametrize("more", [["--until", "now"], ["--missing-from", "/dev/null"]])
+RANGES = [["--until", "now"], ["--missing-from", "/dev/null"]]
+
+
+@pytest.mark.parametrize("more", RANGES)
 def test_a_range_by_a_wrong_local_clock_is_no_success(duo, collector, more):
-    """The first request, for Duo's time, fails; what the later answers tell comes too late for --since."""
+    """The first requests, for Duo's time, fail; what the later answers tell comes too late for --since."""
     duo.rules.clock_offset = 7_200
     duo.add("telephony", make_events("telephony", 10, duo.now_ms() - 50 * MINUTE, duo.now_ms() - 5 * MINUTE))
     duo.inject("ping", (502, {"Content-Type": "text/html"}, b"<html>"))
+    duo.inject("telephony", "error_503")
     options = ["--since", "1h", *more, "--log-types", "telephony"]
     result = collector.run(*options)
     assert (result.status, "the local clock was wrong, and so was the range" in result.stderr) == (75, True), result.stderr
     result = collector.run(*options)
     assert (result.status, len(result.events)) == (0, 10), result.stderr
+
+
+@pytest.mark.parametrize("days", [-200, -1, 1])
+@pytest.mark.parametrize("more", RANGES)
+def test_a_range_is_by_duos_clock_where_the_ping_does_not_tell_it(duo, collector, more, days):
+    duo.rules.clock_offset, duo.rules.ping_faults = days * 86_400, ("error_404",)
+    end_ms = duo.now_ms() - HOUR
+    collector.seed(telephony=end_ms)  # where a range of --missing-from ends
+    duo.add("telephony", make_events("telephony", 10, end_ms - HOUR, end_ms - MINUTE))
+    options = ["--since", "3h", *more, "--log-types", "telephony"]
+    result = collector.run(*options)
+    assert (result.status, len(result.events)) == (0, 10), result.stderr
+    duo.rules.fault_rate, duo.rules.fault_kinds = 1.0, ("error_503",)
+    assert collector.run(*options).status == 75, "nobody tells the time, so nobody knows what is missing"
 
 
 # 13: the alarm
