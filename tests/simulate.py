@@ -1116,6 +1116,7 @@ class World:
         """A process from its start to its end."""
         process = Process(kind, arguments, self.time)
         process.met.update(name for name, count in self.active.items() if count)
+        process.met |= {"wrong_key"} if environ["DUO_SECRET_KEY"] != self.duo.skey else set()
         before, self.disk.environ = self.disk.environ, {"PATH": "", **environ}
         self.stack.append(process)
         self.tell(f"{kind} begins: {' '.join(arguments)}")
