@@ -501,7 +501,8 @@ class Duo:
         answer = self.ask(f"/admin/{log_type.path}", {**parameters, **child}, log_type)
         response = answer.fields.get("response")
         holder = response if isinstance(response, dict) else answer.fields
-        self.permitted |= {log_type: answer.fields.get("stat") == "OK"} if answer.status in (200, 401, 403) else {}
+        is_ok = answer.fields.get("stat") == "OK"
+        self.permitted |= {log_type: is_ok} if is_ok or answer.status in (401, 403) else {}
         if (answer.status, answer.fields.get("stat"), holder.get(log_type.list_key)) != (200, "OK", []):
             raise refusal(self, answer, log_type)
         self.accepted_s = self.clock_offset_s
