@@ -998,17 +998,17 @@ class Output:
             raise CollectorError("stdout is closed: there is nowhere to write to", 74)
         self.fd = sys.stdout.fileno()
         os.set_blocking(self.fd, True)  # a process sharing the pipe may have made it non-blocking
-        self.regular, size = stat.S_ISREG(os.fstat(self.fd).st_mode), os.fstat(self.fd).st_size
-        self.torn = self.regular and size > 0 and interrupted
-        if self.regular and size:  # if it can be read; on macOS it has the mode of the descriptor
-            with contextlib.suppress(OSError), open(f"/dev/fd/{self.fd}", "rb") as file:
-                self.torn = os.pread(file.fileno(), 1, size - 1) != b"\n"
+        self.regular, self.torn = stat.S_ISREG(os.fstat(self.fd).st_mode), interrupted
 
     @fatal_errors(74, "stdout cannot be written", "; the checkpoint is unchanged")
     def write(self, lines: list[str]) -> None:
         """Write all of these JSON lines as ASCII; sync a regular file to disk. Raises CollectorError."""
-        if self.torn and lines:
-            lines, self.torn = ["\n", *lines], False
+        size = os.fstat(self.fd).st_size if self.regular and lines else 0
+        if size:  # for each page: --missing-from may append to this file, and be killed; on macOS it cannot be read
+            with contextlib.suppress(OSError), open(f"/dev/fd/{self.fd}", "rb") as file:
+                self.torn = os.pread(file.fileno(), 1, size - 1) != b"\n"
+        lines = ["\n", *lines] if size and self.torn else lines
+        self.torn = self.torn and not lines
         for first in range(0, len(lines), 64):  # a page in one piece takes twice the system time, for memory
             rest = "".join(lines[first : first + 64]).encode("ascii", "backslashreplace")
             while rest:

@@ -229,6 +229,24 @@ def test_lines_of_anything_else_are_passed_over(duo, collector, file, how):
     assert "Traceback" not in result.stderr
 
 
+def test_a_line_that_a_killed_run_left_is_ended_by_the_service(duo, collector, tmp_path):
+    """--missing-from appends to the file of a running service, and is killed, or finds the disk full, within a line."""
+    collector.seed(telephony=duo.now_ms() - HOUR)
+    duo.add("telephony", make_events("telephony", 10, duo.now_ms() - 50 * MINUTE, duo.now_ms() - 5 * MINUTE))
+    file = tmp_path / "duo.jsonl"
+    with open(file, "ab") as stdout:
+        service = collector.start("--log-types", "telephony", "--interval", "1", stdout=stdout)
+        wait_for(lambda: file.read_bytes().count(b"\n") == 10, "the first pass")
+        with open(file, "ab") as other:
+            other.write(b'{"txid": "half a li')
+        duo.add("telephony", make_events("telephony", 5, duo.now_ms() - 5 * MINUTE, duo.now_ms() - 4 * MINUTE, seed=9))
+        wait_for(lambda: file.read_bytes().count(b"\n") == 16, "the next pass")
+        service.terminate()
+        service.communicate(timeout=10)
+    lines = file.read_bytes().splitlines()
+    assert lines[10] == b'{"txid": "half a li' and all(json.loads(line) for line in lines[:10] + lines[11:])
+
+
 def test_a_file_whose_last_line_is_torn_gets_whole_lines_after_it(duo, collector, file):
     fill(duo, 40, log_types=["telephony"])
     whole = collector.run("--since", "48h", "--missing-from", "/dev/null", "--log-types", "telephony").stdout
