@@ -1357,7 +1357,7 @@ class Operator:
             if process.status == 78 and self.lookback != world.lookback:
                 self.lookback = world.lookback  # the message says what to write
             pause = 60 if process.status in (74, 78) else self.interval if self.once else world.draw.uniform(1, 60)
-            if process.killed:
+            if process.killed or (self.once and process.stopping):  # the timer starts it again only after its interval
                 pause, self.off_s = max(pause, self.off_s), 0.0
                 world.calm_since = max(world.calm_since, world.time + pause)
             world.advance(max(pause, world.booted + 5 - world.time))
