@@ -43,7 +43,7 @@ from statistics import median
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from duo_simulator import LOG_TYPES, Rules, Simulator, iter_events
+from duo import LOG_TYPES, Rules, Simulator, iter_events
 
 COLLECTOR = str(Path(__file__).resolve().parent.parent / "duo_collector.py")
 DAY_MS = 86_400_000

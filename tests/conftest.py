@@ -13,7 +13,7 @@ import pytest
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parent.parent)]
 
-from duo_simulator import Simulator  # noqa: E402
+from duo import Simulator  # noqa: E402
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "duo_collector.py"
 CHECKPOINT_KEYS = {

@@ -7,7 +7,7 @@ import subprocess
 import duo_client
 import pytest
 from conftest import Collector
-from duo_simulator import LOG_TYPES, Rules, Simulator, make_events
+from duo import LOG_TYPES, Rules, Simulator, make_events
 from test_collection import HOUR, MINUTE, canonical, now_ms
 
 ALL = ",".join(LOG_TYPES)

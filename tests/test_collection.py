@@ -6,7 +6,7 @@ import time
 from collections import Counter
 
 import pytest
-from duo_simulator import LOG_TYPES, make_events
+from duo import LOG_TYPES, make_events
 
 import duo_collector
 

@@ -16,7 +16,7 @@ from email.utils import formatdate
 import pytest
 import requests
 from conftest import CHECKPOINT_KEYS, SCRIPT, Collector, wait_for
-from duo_simulator import LOG_TYPES, Simulator, make_events
+from duo import LOG_TYPES, Simulator, make_events
 from test_collection import DAY, HOUR, MINUTE, V2, canonical, fill, in_ms, instant, now_ms
 
 import duo_collector

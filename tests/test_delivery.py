@@ -20,10 +20,10 @@ import threading
 import time
 from collections import Counter
 
-import duo_simulator
+import duo as tenant
 import pytest
 from conftest import Result, wait_for
-from duo_simulator import make_events
+from duo import make_events
 
 HOUR_MS = 3_600_000
 PROMISE_S = 5  # in which a signal ends it, wherever it is
@@ -44,8 +44,8 @@ def small_pages(duo, monkeypatch):
     """A function that makes Duo's pages small, so that few events take many pages."""
 
     def shrink(size):
-        for name, log in duo_simulator.LOG_TYPES.items():
-            monkeypatch.setitem(duo_simulator.LOG_TYPES, name, dataclasses.replace(log, max_limit=size))
+        for name, log in tenant.LOG_TYPES.items():
+            monkeypatch.setitem(tenant.LOG_TYPES, name, dataclasses.replace(log, max_limit=size))
         duo.rules.limit, duo.rules.v1_limit = "clamp", size
 
     return shrink
@@ -194,7 +194,7 @@ def test_killed_between_write_and_save_exactly_that_page_comes_again(duo, collec
         lines = written.splitlines(keepends=True)
         if written.endswith(b"\n") and len(lines) % size == 0:
             with contextlib.suppress(ValueError):
-                when = duo_simulator.datetime.fromisoformat(json.loads(lines[-1])["ts"])
+                when = tenant.datetime.fromisoformat(json.loads(lines[-1])["ts"])
                 if collector.since("telephony") < int(when.timestamp() * 1000):
                     break
         process.send_signal(signal.SIGCONT)
@@ -461,7 +461,7 @@ def test_full_disk_is_74_and_after_making_room_all_goes_on_on_a_new_line(duo, co
     full = output.read_bytes()
     assert not full.endswith(b"\n"), "the disk was full at the end of a line: choose other events"
     whole = full.count(b"\n") // size * size
-    when = duo_simulator.datetime.fromisoformat(json.loads(full.split(b"\n")[whole - 1])["isotimestamp"])
+    when = tenant.datetime.fromisoformat(json.loads(full.split(b"\n")[whole - 1])["isotimestamp"])
     assert collector.since("authentication") == int(when.timestamp() * 1000) > before
     make_room()
     with open(output, "ab") as file:
@@ -582,7 +582,7 @@ def test_only_the_failure_is_saved_when_the_checkpoint_is_ahead(duo, collector):
         assert (result.status, result.stdout) == (75, "")
         after = json.loads(collector.checkpoint_file.read_bytes())
         states = after.pop("state")
-        assert (after, sorted(states)) == (before, sorted(duo_simulator.LOG_TYPES))
+        assert (after, sorted(states)) == (before, sorted(tenant.LOG_TYPES))
         assert all(state["since_ms"] == state["start_ms"] and not state["written"] for state in states.values())
         assert all(("ahead of now" in states[name]["health"]["last_error"]) == (name in WHOLE) for name in states)
     assert [request.path for request in duo.requests] == ["/auth/v2/ping"] * 2 * len(WHOLE)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from conftest import wait_for
-from duo_simulator import make_events
+from duo import make_events
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCKERFILE = ROOT / "deploy/container/Dockerfile"

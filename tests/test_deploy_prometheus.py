@@ -18,7 +18,7 @@ import urllib.parse
 import pytest
 import test_deploy_services as services
 from conftest import SCRIPT, Collector, wait_for
-from duo_simulator import Rules, Simulator, make_events
+from duo import Rules, Simulator, make_events
 
 DEPLOY = SCRIPT.parent / "deploy/prometheus"
 RULES, RULES_TEST = DEPLOY / "duo_collector.rules.yml", DEPLOY / "duo_collector.rules.test.yml"

@@ -21,7 +21,7 @@ import time
 
 import pytest
 from conftest import SCRIPT, wait_for
-from duo_simulator import Rules, Simulator, make_events
+from duo import Rules, Simulator, make_events
 
 DEPLOY = SCRIPT.parent / "deploy"
 COLLECTOR = "/opt/duo_collector/.venv/bin/python /opt/duo_collector/duo_collector.py"

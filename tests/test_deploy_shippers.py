@@ -28,7 +28,7 @@ import pytest
 import trustme
 from conftest import SCRIPT, Collector
 from conftest import wait_for as wait
-from duo_simulator import Simulator, make_events
+from duo import Simulator, make_events
 
 SHIPPERS = pathlib.Path(__file__).parent.parent / "deploy" / "shippers"
 HOUR_MS = 3_600_000

@@ -14,7 +14,7 @@ from collections import Counter
 
 import pytest
 from conftest import wait_for
-from duo_simulator import LOG_TYPES, Simulator, make_events
+from duo import LOG_TYPES, Simulator, make_events
 from prometheus_client.parser import text_string_to_metric_families
 from test_collection import HOUR, MINUTE, V1, in_ms, instant, now_ms
 

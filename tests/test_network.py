@@ -7,11 +7,11 @@ import ssl
 import subprocess
 import sys
 
-import duo_simulator
+import duo as tenant
 import pytest
 import trustme
 from conftest import Collector, wait_for
-from duo_simulator import Simulator, make_events
+from duo import Simulator, make_events
 
 LOG_TYPES = ("authentication", "administrator", "telephony")
 EVENTS = 1100  # more than a page
@@ -117,7 +117,7 @@ def has_ipv6():
 
 @pytest.mark.skipif(not has_ipv6(), reason="no IPv6 on this machine")
 def test_ipv6_is_reached(tmp_path, monkeypatch):
-    monkeypatch.setattr(duo_simulator._Server, "address_family", socket.AF_INET6)
+    monkeypatch.setattr(tenant._Server, "address_family", socket.AF_INET6)
     with Simulator(host="::1") as duo:
         collector = Collector(tmp_path, duo)
         fill(duo, collector)

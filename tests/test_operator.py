@@ -17,7 +17,7 @@ from collections import Counter
 
 import pytest
 from conftest import CHECKPOINT_KEYS, before, wait_for
-from duo_simulator import LOG_TYPES, make_events
+from duo import LOG_TYPES, make_events
 from prometheus_client.parser import text_string_to_metric_families
 from test_collection import DAY, HOUR, MINUTE, V1, V2, canonical, fill, in_ms, instant, now_ms
 from test_network import tls_tenant

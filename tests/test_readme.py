@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 from conftest import SCRIPT
-from duo_simulator import Simulator, iter_events
+from duo import Simulator, iter_events
 
 import duo_collector
 

@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 import requests
 from conftest import CHECKPOINT_KEYS, Collector, wait_for
-from duo_simulator import Simulator, make_events
+from duo import Simulator, make_events
 
 import duo_collector
 

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import duo_client.client
 import pytest
 import requests
-from duo_simulator import Simulator, make_events
+from duo import Simulator, make_events
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

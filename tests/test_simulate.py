@@ -12,18 +12,18 @@ from email.utils import formatdate, parsedate_to_datetime
 
 import duo_client
 import duo_client.client
-import duo_simulator
+import duo as tenant
 import pytest
 from conftest import SCRIPT
-from duo_simulator import Rules, Simulator, make_events
-from simulate import DISTURBANCES
+from duo import Rules, Simulator, make_events
+from simulation import DISTURBANCES
 
 MINUTE, HOUR = 60_000, 3_600_000
 
 
 def ask(duo, log_type, date=None, **parameters):
     """One signed request, as Duo's client signs it: (status, headers, the JSON that came)."""
-    host, path = duo.host, duo_simulator.LOG_TYPES[log_type].path
+    host, path = duo.host, tenant.LOG_TYPES[log_type].path
     date, lists = date or formatdate(), {name: [str(value)] for name, value in parameters.items()}
     signed = duo_client.client.sign(
         duo.ikey, duo.skey, "GET", host, path, date, 5, lists, body="", digestmod="sha512", additional_headers={}
@@ -184,10 +184,10 @@ def test_duos_own_client_gets_the_list_of_children_and_their_logs(parent):
 def test_the_list_is_signed_with_its_body(version, parent):
     client = duo_client.client.Client(parent.ikey, parent.skey, parent.host, ca_certs="HTTP", port=parent.port,
                                       sig_version=version, digestmod="sha512")  # fmt: skip
-    assert len(client.json_api_call("POST", duo_simulator.ACCOUNT_LIST, {})) == 3
+    assert len(client.json_api_call("POST", tenant.ACCOUNT_LIST, {})) == 3
     client.skey = "0" * 40
     with pytest.raises(RuntimeError, match="Invalid signature"):
-        client.json_api_call("POST", duo_simulator.ACCOUNT_LIST, {})
+        client.json_api_call("POST", tenant.ACCOUNT_LIST, {})
 
 
 def test_what_the_accounts_api_refuses(parent, duo):
@@ -208,7 +208,7 @@ def test_what_the_accounts_api_refuses(parent, duo):
 
 
 def test_the_command_line_starts_a_parent_with_children():
-    command = [sys.executable, duo_simulator.__file__, "--children", "3", "--events", "10", "--stall", "24:-1:0.5:telephony"]
+    command = [sys.executable, str(SCRIPT.parent / "tests" / "duo"), "--children", "3", "--events", "10", "--stall", "24:-1:0.5:telephony"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         settings = dict(process.stdout.readline().strip().split("=", 1) for _ in range(3))
@@ -226,7 +226,7 @@ def test_the_command_line_starts_a_parent_with_children():
 
 def simulate(*arguments):
     """tests/simulate, as it is called by hand."""
-    command = [sys.executable, str(SCRIPT.parent / "tests" / "simulate.py"), *map(str, arguments)]
+    command = [sys.executable, str(SCRIPT.parent / "tests" / "simulation"), *map(str, arguments)]
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "0"}, timeout=600)
     return run.returncode, run.stdout + run.stderr
 

@@ -10,7 +10,7 @@ from collections import Counter, deque
 
 import pytest
 from conftest import before, wait_for
-from duo_simulator import FAULT_KINDS, LOG_TYPES, make_events
+from duo import FAULT_KINDS, LOG_TYPES, make_events
 
 import duo_collector
 

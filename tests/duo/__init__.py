@@ -13,7 +13,7 @@ In a test:
         subprocess.run([...], env={**os.environ, **duo.settings})
         assert [request.status for request in duo.requests] == [...]
 
-By hand: `python tests/duo_simulator.py --help`.
+By hand: `python tests/duo --help`.
 """
 
 import argparse
@@ -1458,7 +1458,3 @@ def main(argv: List[str]) -> int:
         return 0
     finally:
         simulator.stop()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -39,9 +39,9 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import requests
 import urllib3
-from duo_simulator import COMMON_FAULTS, LOG_TYPES, Rules, Simulator
+from duo import COMMON_FAULTS, LOG_TYPES, Rules, Simulator
 
-SCRIPT = Path(__file__).parent.parent / "duo_collector.py"
+SCRIPT = Path(__file__).parent.parent.parent / "duo_collector.py"
 HOST = "api-simulate.duosecurity.com"
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 START = 1_798_761_600  # 2027-01-01
@@ -1727,7 +1727,3 @@ def main() -> int:
         again = command(options.module, seed, verdict.day, without, options.often, options.interval)
         print(f"replay: {again} --verbose\nshrink: {again} --shrink")
     return 1 if verdict.failure else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
