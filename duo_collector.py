@@ -1058,7 +1058,7 @@ class Walk:
         self.fresh = {key: event for key, event in self.page.items() if key not in before}
         self.pages += 1
         self.received += len(self.fresh)
-        times = [self.log_type.floor(event.time_ms) for event in page.events]
+        times = [self.log_type.floor(event.time_ms) for event in page.events if event.time_ms]
         within = [time_ms for time_ms in times if self.start_ms <= time_ms <= self.until_ms]
         newest_before_ms = self.newest_ms
         self.note_times(within)
@@ -1450,6 +1450,7 @@ class Output:
         may append to the same file."""
         size = os.fstat(self.fd).st_size
         if not size:
+            self.torn = False
             return False
         try:  # stdout itself may be open for writing only; on macOS this may not open it anew
             with open(f"/dev/fd/{self.fd}", "rb") as file:
