@@ -730,6 +730,8 @@ class Duo:
         lengths = (len(integration_key), len(self.settings.secret_key))
         if re.fullmatch("DI.{18}", self.settings.secret_key):
             return "the secret key looks like an integration key; are the two swapped?"
+        if self.has_accepted and self.settings.secret_key_file:
+            return "they worked before: write the new key to DUO_SECRET_KEY_FILE"
         if self.has_accepted:
             return "they worked before: if the key was changed, restart this process"
         if not re.fullmatch("DI.{18}", integration_key) or lengths[1] != 40:
