@@ -1104,7 +1104,8 @@ class Walk:
             self.reached_ms = self.newest_ms
         if self.cut and self.newest_ms > self.cut[0]:
             at_ms, shown = self.cut
-            self.report_hole(at_ms, at_ms, shown)
+            if at_ms not in within:  # else this page shows it whole
+                self.report_hole(at_ms, at_ms, shown)
             self.cut = None
 
     def step_by_cursor(self, page: Page, times: list[int], is_full: bool) -> None:
@@ -1905,6 +1906,10 @@ class Collector:
             state.written.update(times)
             state.advance(since_ms, min(walk.newest_ms, since_ms), lookback_ms)
             self.run.mode.commit(lines, self.log_type)
+        if walk.done and walk.cut and self.written:
+            at_ms, shown = walk.cut
+            message = "%s: up to %s, Duo shows %s; the next passes tell if it has more"
+            log.info(message, self.log_type.name, iso(at_ms), shown)
 
     def report_hole(self, first_ms: int, last_ms: int, shown: str) -> None:
         """Report and count a hole (events that Duo has but does not return) once, even if later
