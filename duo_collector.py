@@ -1465,12 +1465,13 @@ class Output:
 
 
 def find_files(patterns: Sequence[str], since_ms: int) -> list[str]:
-    """The files of --missing-from, without those last changed before `since_ms`. Raises
-    CollectorError."""
+    """The files of --missing-from, without those last changed two days before `since_ms`: both
+    times are the local clock's, which may be wrong by a day."""
     paths = []
     for pattern in patterns:
         paths += sorted(glob.glob(pattern)) or [pattern]
-    is_old = [os.path.isfile(path) and os.path.getmtime(path) * 1000 < since_ms for path in paths]
+    oldest_ms = since_ms - 2 * DAY_MS
+    is_old = [os.path.isfile(path) and os.path.getmtime(path) * 1000 < oldest_ms for path in paths]
     return list(dict.fromkeys(path for path, old in zip(paths, is_old) if not old))
 
 
