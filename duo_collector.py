@@ -1569,6 +1569,7 @@ class Collection:
         self.checkpoints = checkpoints
         self.states = checkpoints.states
         self.metrics_file = settings.metrics_file
+        self.has_failed = False
 
     def start_at(self, since_ms: int, until_ms: float) -> None:
         """Move every log type to --since at once, so that it holds whatever becomes of the first
@@ -1593,11 +1594,19 @@ class Collection:
         return True
 
     def commit(self, lines: list[str], *rows: LogType) -> None:
-        """Write lines and save these log types' checkpoints. Raises CollectorError."""
+        """Write lines and save these log types' checkpoints. Raises CollectorError.
+
+        A failure ends the process. Until then no other thread may save: the states in memory say
+        that the page is written.
+        """
+        if self.has_failed:
+            raise Stopped
         if rows:
+            self.has_failed = True
             self.checkpoints.document["account"] = self.settings.account
         with self.checkpoints.saving(*rows):
             self.output.write(lines)
+        self.has_failed = False
 
     def result(self, collector: Collector) -> tuple[int, str]:
         """The level and the text of the message at the end of a pass."""
