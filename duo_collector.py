@@ -1633,7 +1633,8 @@ class Collection:
             return collector.state.since_ms
         if source == "clock_ms":
             return collector.duo.clock.difference_s * 1000
-        return float(collector.health[source])
+        value: float = collector.health[source]
+        return value
 
 
 class Replay(Collection):
@@ -1738,14 +1739,15 @@ class Run:
         self.stderr = stderr
         self.clock = Clock(edges)
         self.writing = edges.lock()  # held while a page is written and its checkpoint saved
-        self.said: dict[str, float] = {}  # text: when it was last said, by the monotonic clock
+        self.last_said = ("", 0.0)  # text, and when in s by the monotonic clock
 
     def is_news(self, text: str) -> bool:
-        """Whether this was not said in the last minute: what all log types meet is said once."""
+        """Whether this is not what was said last, in the last minute: what all log types meet is
+        told once."""
+        before, said_at = self.last_said
         now = self.edges.monotonic()
-        last = self.said.get(text, -math.inf)
-        self.said[text] = now
-        return now - last > 60
+        self.last_said = (text, now)
+        return text != before or now - said_at > 60
 
 
 class Collector:
