@@ -859,7 +859,7 @@ def proxy_for(scheme: str) -> str:
 
     proxies = getproxies()
     address = proxies.get(scheme) or proxies.get("all", "")
-    return redact(re.sub("^[^/]*@", "", address))
+    return redact(re.sub("^([a-z0-9]+://)?.*@", r"\1", address))
 
 
 NOT_IN_PLAN = "the account's plan does not include this log, or it is switched off: remove it from DUO_LOG_TYPES"
@@ -1402,6 +1402,8 @@ def lock(path: str) -> IO[bytes]:
         trouble = folder_trouble(path)
         if trouble:
             raise OSError(0, trouble)
+        if os.path.exists(beside) and not os.access(beside, os.R_OK):
+            raise OSError(0, f"{beside} belongs to {owner_of(beside)}: chown it, or remove it")
         try:
             file: IO[bytes] = open(beside, "ab+", buffering=0)  # NFS wants it open for writing
         except PermissionError:
@@ -1970,7 +1972,12 @@ class Collector:
         level, text = run.mode.result(self)
         if problem:
             level = logging.ERROR
-            text += f"; {problem}" if run.is_news(f"end: {problem}") else "; given up, as before"
+            if not self.requests:
+                text = str(problem)
+            elif run.is_news(f"end: {problem}"):
+                text += f"; {problem}"
+            else:
+                text += "; given up for the same reason"
         if not run.once:
             text += f"; next pass in {duration(run.settings.interval_s * 1000)}"
         log.log(level, "%s: %s", self.log_type.name, text)
