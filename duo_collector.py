@@ -1435,13 +1435,12 @@ codecs.register_error("escape_json", escape_json)
 class Output:
     """Stdout: events as JSON lines, and nothing else."""
 
-    def __init__(self, interrupted: bool = True) -> None:
-        """`interrupted`: the last run may have left half a line. Raises CollectorError."""
+    def __init__(self) -> None:
+        """Raises CollectorError if there is none."""
         if sys.stdout is None:  # the next file opened would get its number, and the events
             raise CollectorError("stdout is closed: there is nowhere to write to", 74)
         self.fd = sys.stdout.fileno()
         self.is_regular = stat.S_ISREG(os.fstat(self.fd).st_mode)
-        self.torn = interrupted
         os.set_blocking(self.fd, True)  # a process sharing the pipe may have made it non-blocking
         if self.is_regular:
             # With `>`, or systemd's StandardOutput=file:, a second writer, copytruncate or a
@@ -1455,8 +1454,7 @@ class Output:
         CollectorError."""
         if not lines:
             return
-        if self.is_regular and self.ends_within_line():
-            lines = ["\n", *lines]
+        self.end_half_line(False)
         for first in range(0, len(lines), 64):  # a page in one piece takes twice the system time
             rest = "".join(lines[first : first + 64]).encode("ascii", "escape_json")
             while rest:
@@ -1464,20 +1462,19 @@ class Output:
         if self.is_regular:
             os.fsync(self.fd)
 
-    def ends_within_line(self) -> bool:
-        """Whether a run that was killed left half a line; asked for each page, as --missing-from
-        may append to the same file."""
+    def end_half_line(self, was_interrupted: bool) -> None:
+        """End the half line that a run left which was killed; asked for each page, as
+        --missing-from may append to the same file. `was_interrupted` counts where a file cannot be
+        read back. Raises OSError."""
+        if not self.is_regular:
+            return
         size = os.fstat(self.fd).st_size
-        if not size:
-            self.torn = False
-            return False
-        try:  # stdout itself may be open for writing only; on macOS this may not open it anew
-            with open(f"/dev/fd/{self.fd}", "rb") as file:
-                return os.pread(file.fileno(), 1, size - 1) != b"\n"
-        except OSError:
-            was_torn = self.torn
-            self.torn = False
-            return was_torn
+        is_half = was_interrupted
+        # stdout itself may be open for writing only; on macOS this may not open it anew.
+        with contextlib.suppress(OSError), open(f"/dev/fd/{self.fd}", "rb") as file:
+            is_half = os.pread(file.fileno(), 1, max(0, size - 1)) != b"\n"
+        if size and is_half:
+            os.write(self.fd, b"\n")
 
 
 def find_files(patterns: Sequence[str], since_ms: int) -> list[str]:
@@ -1947,8 +1944,15 @@ class Collector:
             state.advance(since_ms, min(walk.newest_ms, since_ms), lookback_ms)
             self.run.mode.commit(lines, self.log_type)
         walk.fresh = {}  # memory: the next page may be long in coming
-        if walk.done and walk.cut and self.new_events:
-            at_ms, shown = walk.cut
+        if walk.done and walk.cut:
+            self.tell_full_second(*walk.cut)
+
+    def tell_full_second(self, at_ms: int, shown: str) -> None:
+        """Say that the newest second fills a page: there may be more. Of a range, no later pass
+        will show it."""
+        if self.end_ms < math.inf:
+            self.report_hole(at_ms, at_ms, shown)
+        elif self.new_events:
             message = "%s: up to %s, Duo shows %s; later passes will show whether there are more"
             log.info(message, self.log_type.name, iso(at_ms), shown)
 
@@ -2214,23 +2218,22 @@ def collect(
     """Collect, in one pass or in passes until stopped; return the exit status. Raises
     CollectorError."""
     path = settings.checkpoint_file
+    output = Output()
     if options.missing_from is not None:
-        output = Output()
         service = Checkpoints(settings)  # read before the files, which then hold all that is older
         mode: Collection = reconciliation(settings, options, output, service, edges)
-        return run_mode(Run(settings, edges, mode, True, stderr))
+        return run_mode(Run(settings, edges, mode, True, stderr), was_interrupted=True)
     if settings.until:
-        mode = Replay(settings, Output())
-        return run_mode(Run(settings, edges, mode, True, stderr))
-    output = Output(interrupted=os.path.exists(f"{path}.new"))
+        mode = Replay(settings, output)
+        return run_mode(Run(settings, edges, mode, True, stderr), was_interrupted=True)
     with lock(path):
         checkpoints = Checkpoints(settings)
         for row in settings.log_types:
             if row.since_key in checkpoints.document and os.environ.get(row.since_key):
                 since = iso(checkpoints.states[row].since_ms)
                 log.info("%s is not used: the checkpoint file says %s", row.since_key, since)
-        mode = Collection(settings, output, checkpoints)
-        return run_mode(Run(settings, edges, mode, options.once, stderr))
+        run = Run(settings, edges, Collection(settings, output, checkpoints), options.once, stderr)
+        return run_mode(run, was_interrupted=os.path.exists(f"{path}.new"))
 
 
 def reconciliation(
@@ -2251,9 +2254,11 @@ def reconciliation(
     return Reconciliation(settings, output, service, files, in_files)
 
 
-def run_mode(run: Run) -> int:
+def run_mode(run: Run, was_interrupted: bool) -> int:
     """Run the passes of all log types side by side; return the exit status. Raises
     CollectorError."""
+    with fatal_errors(74, "stdout cannot be written"):
+        run.mode.output.end_half_line(was_interrupted)
     settings = run.settings
     edges = run.edges
     collectors = [Collector(run, row) for row in settings.log_types]
