@@ -29,7 +29,7 @@ class Case(NamedTuple):
     speed: float
 
 
-CASES = (Case(0, 2), Case(0.3, 2), Case(1, 4), Case(3, 6))
+CASES = (Case(0, 2), Case(0.3, 2), Case(1, 3), Case(3, 4))
 
 
 class Pass(NamedTuple):
