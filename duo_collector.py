@@ -580,7 +580,7 @@ class Answer(NamedTuple):
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    length: int  # of its body
     fields: Mapping[str, Any]  # its JSON, with the list of events emptied; empty if it is not JSON
     events: list[Event]  # that list
 
@@ -588,7 +588,7 @@ class Answer(NamedTuple):
     def is_from_duo(self) -> bool:
         """Whether it has Duo's shape. A proxy or a filter answers with HTML, or JSON of its own;
         Duo may answer 401 with nothing (source: duo_unix's mock of Duo)."""
-        if self.status == 401 and not self.body:
+        if self.status == 401 and self.length == 0:
             return True
         return self.fields.get("stat") in ("OK", "FAIL")
 
@@ -630,13 +630,14 @@ class Duo:
             response = self.session.request(
                 method, url, json=post, auth=auth, timeout=timeout, stream=True
             )
-            body = response.raw.read(decode_content=True)
+            text = response.raw.read(decode_content=True).decode(errors="replace")
             response.close()  # the connection is reused, since the whole answer was read
         except Exception as error:  # requests and urllib3 raise many types
             self.session.close()  # the rest of this answer must not be read as the next one
             raise Failed(f"no answer from {explain_no_answer(error, self.settings)}") from None
-        log.debug("%s %s: %d, %s", method, url, response.status_code, counted(len(body), "byte"))
-        return Answer(response.status_code, response.headers, body, *split_answer(body, log_type))
+        status = response.status_code
+        log.debug("%s %s: %d, %s", method, url, status, counted(len(text), "character"))
+        return Answer(status, response.headers, len(text), *split_answer(text, log_type))
 
     def ask(
         self,
@@ -913,13 +914,13 @@ read_value = json.JSONDecoder().raw_decode
 BETWEEN = re.compile(r"[\s,]*")
 
 
-def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, Any], list[Event]]:
+def split_answer(text: str, log_type: LogType | None) -> tuple[Mapping[str, Any], list[Event]]:
     """Split an answer into its JSON without events, and the events as Duo wrote them; both are
     empty if it is not a JSON object. Text is kept, as encoding it anew could change numbers."""
     events: list[Event] = []
     try:
         # Line breaks are found only between tokens: within strings, JSON escapes them.
-        text = body.decode(errors="replace").replace("\n", " ").replace("\r", " ")
+        text = text.replace("\n", " ").replace("\r", " ")
         opening = log_type and re.search(rf'"{log_type.list_key}"\s*:\s*\[\s*', text)
         if log_type and opening:
             at = opening.end()
@@ -1024,8 +1025,8 @@ class Walk:
         self.mintime_ms = start_ms - log_type.overlap_ms
         self.cursor = ""
         self.cursors: set[str] = set()  # all so far
-        self.page: dict[str, Event] = {}  # the latest page's events by identity
-        self.fresh: dict[str, Event] = {}  # of these, what the page before did not have
+        self.fresh: dict[str, Event] = {}  # what the page before did not have, by identity
+        self.latest: set[str] = set()  # identities of the latest page
         self.occurrences: Counter[str] = Counter()  # of events without an id
         self.pages = 0
         self.received = 0  # events
@@ -1055,9 +1056,9 @@ class Walk:
 
     def step(self, page: Page) -> None:
         """Take in the page that was requested, and decide how to go on."""
-        before = self.page
-        self.page = self.identify(page.events)
-        self.fresh = {key: event for key, event in self.page.items() if key not in before}
+        found = self.identify(page.events)
+        self.fresh = {key: event for key, event in found.items() if key not in self.latest}
+        self.latest = set(found)
         self.pages += 1
         self.received += len(self.fresh)
         times = [self.log_type.floor(event.time_ms) for event in page.events if event.time_ms]
@@ -1104,7 +1105,8 @@ class Walk:
             self.reached_ms = self.newest_ms
         if self.cut and self.newest_ms > self.cut[0]:
             at_ms, shown = self.cut
-            self.report_hole(at_ms, at_ms, shown)
+            if at_ms not in within:  # else this page shows it whole
+                self.report_hole(at_ms, at_ms, shown)
             self.cut = None
 
     def step_by_cursor(self, page: Page, times: list[int], is_full: bool) -> None:
@@ -1464,12 +1466,13 @@ class Output:
 
 
 def find_files(patterns: Sequence[str], since_ms: int) -> list[str]:
-    """The files of --missing-from, without those last changed before `since_ms`. Raises
-    CollectorError."""
+    """The files of --missing-from, without those last changed two days before `since_ms`: both
+    times are the local clock's, which may be wrong by a day."""
     paths = []
     for pattern in patterns:
         paths += sorted(glob.glob(pattern)) or [pattern]
-    is_old = [os.path.isfile(path) and os.path.getmtime(path) * 1000 < since_ms for path in paths]
+    oldest_ms = since_ms - 2 * DAY_MS
+    is_old = [os.path.isfile(path) and os.path.getmtime(path) * 1000 < oldest_ms for path in paths]
     return list(dict.fromkeys(path for path, old in zip(paths, is_old) if not old))
 
 
@@ -1566,6 +1569,7 @@ class Collection:
         self.checkpoints = checkpoints
         self.states = checkpoints.states
         self.metrics_file = settings.metrics_file
+        self.has_failed = False
 
     def start_at(self, since_ms: int, until_ms: float) -> None:
         """Move every log type to --since at once, so that it holds whatever becomes of the first
@@ -1590,11 +1594,19 @@ class Collection:
         return True
 
     def commit(self, lines: list[str], *rows: LogType) -> None:
-        """Write lines and save these log types' checkpoints. Raises CollectorError."""
+        """Write lines and save these log types' checkpoints. Raises CollectorError.
+
+        A failure ends the process. Until then no other thread may save: the states in memory say
+        that the page is written.
+        """
+        if self.has_failed:
+            raise Stopped
         if rows:
+            self.has_failed = True
             self.checkpoints.document["account"] = self.settings.account
         with self.checkpoints.saving(*rows):
             self.output.write(lines)
+        self.has_failed = False
 
     def result(self, collector: Collector) -> tuple[int, str]:
         """The level and the text of the message at the end of a pass."""
@@ -1789,10 +1801,9 @@ class Collector:
             self.check_clock()
             return
         while not walk.done:
-            page = self.fetch(walk)
+            walk.step(self.fetch(walk))
             self.walk = walk
             self.skip_expired(walk)
-            walk.step(page)
             self.write(walk)
             if walk.stuck:
                 raise PassFailed("Duo's cursor leads nowhere: the log cannot be read to its end")
@@ -1905,6 +1916,11 @@ class Collector:
             state.written.update(times)
             state.advance(since_ms, min(walk.newest_ms, since_ms), lookback_ms)
             self.run.mode.commit(lines, self.log_type)
+        walk.fresh = {}  # memory: the next page may be long in coming
+        if walk.done and walk.cut and self.written:
+            at_ms, shown = walk.cut
+            message = "%s: up to %s, Duo shows %s; the next passes tell if it has more"
+            log.info(message, self.log_type.name, iso(at_ms), shown)
 
     def report_hole(self, first_ms: int, last_ms: int, shown: str) -> None:
         """Report and count a hole (events that Duo has but does not return) once, even if later
