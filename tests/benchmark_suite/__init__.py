@@ -1,6 +1,6 @@
 """Measure the collector against a simulated Duo tenant, and print the results as Markdown tables.
 
-    tests/benchmark                          all of it: some twelve minutes
+    tests/benchmark                          all of it: some fifteen minutes
     tests/benchmark --only cost              some of it; --help lists the parts
     tests/benchmark --beside OTHER           another duo_collector.py, side by side
     tests/benchmark --picture backlog.svg    draws the drain of a backlog, too
