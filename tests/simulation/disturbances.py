@@ -237,7 +237,7 @@ DISTURBANCES: dict[str, Disturbance] = {
     # Without short pages: where there is no cursor to go on with, they could not be told from the end.
     "missing_metadata": Row(rules(short_pages=[False], fault_rate=[0.3], fault_kinds=[
         ("no_metadata",), ("no_cursor",), ("no_metadata", "no_cursor")]), 6, (100, 700), False, (75,), ""),
-    "spoilt_json": Row(rules(fault_rate=[0.1], fault_kinds=[("nan", "deep", "truncated")]), 3, (1, 24), False, (75,), ""),
+    "spoilt_json": Row(rules(fault_rate=[0.1], fault_kinds=[("deep", "truncated")]), 3, (1, 24), False, (75,), ""),
     # Without them, too: a short page that holds as many events as Duo counts is the end of a window.
     "lying_counts": Row(rules(short_pages=[False], total=["remaining", "changing", "page"]), 4, (24, 300), True, (),
         "elastic/integrations: its mock counts down"),

@@ -119,7 +119,7 @@ class Disk(types.SimpleNamespace):
         self.is_unreadable = False  # stdout's file
         self.folder_errno = 0  # of syncing or opening the folder
         self.left: int | None = None  # calls until the process is killed
-        replaced = ("open", "write", "fsync", "replace", "rename", "unlink", "isatty", "fdatasync")
+        replaced = ("open", "write", "fsync", "replace", "rename", "unlink", "isatty", "close")
         for name in replaced:
             setattr(self, name, getattr(self, "_" + name))
 
@@ -151,16 +151,20 @@ class Disk(types.SimpleNamespace):
         self.world.process.files.add(fd)
         return fd
 
+    def _close(self, fd: int) -> None:
+        self.world.process.files.discard(fd)
+        os.close(fd)
+
     def open_file(self, file: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
         """In place of the built-in open."""
-        if isinstance(file, int):
-            self.world.process.files.discard(file)  # it is closed with the object
-        elif set(mode) & set("wax+"):
+        if not isinstance(file, int) and set(mode) & set("wax+"):
             self.strike()
         is_output = str(file).startswith(("/dev/fd/", str(self.world.output.path)))
         if self.is_unreadable and is_output:
             raise PermissionError(errno.EACCES, "Permission denied", file)
-        return builtins.open(file, mode, *more, **named)
+        opened = builtins.open(file, mode, *more, **named)
+        self.world.process.files.discard(opened.fileno())  # it is closed with the object
+        return opened
 
     def _write(self, fd: int, data: Any) -> int:
         world = self.world
@@ -208,8 +212,6 @@ class Disk(types.SimpleNamespace):
             stream.sync()
         else:
             self.durable.add(status.st_ino)
-
-    _fdatasync = _fsync
 
     def _replace(self, source: str, target: str) -> None:
         self.strike()

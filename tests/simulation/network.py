@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import math
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,15 @@ class Session:
         self.world = world
         self.headers: dict[str, str] = {}
 
-    def request(
+    def request(self, method: str, url: str, **more: Any) -> Response:
+        try:
+            return self.answer(method, url, **more)
+        except requests.RequestException:
+            raise
+        except Exception:  # which the collector would take for one of the network's
+            raise Failure("the simulation crashed: " + traceback.format_exc()) from None
+
+    def answer(
         self, method: str, url: str, json: Any = None, timeout: Any = None, **more: Any
     ) -> Response:
         world, process = self.world, self.world.process
@@ -78,6 +87,9 @@ class Session:
         is_signed = bool(more.get("auth") or self.auth)
         if is_signed:
             (more.get("auth") or self.auth)(prepared)
+        is_ping = url.endswith("/ping")
+        if is_ping:
+            process.untold_at = world.time
         if world.network:
             process.met.add("no answer")
             silent_s = {"refused": 0.01, "unreachable": connect_s, "silent": read_s}
@@ -96,21 +108,17 @@ class Session:
             raise requests.ConnectionError("Connection reset by peer")
         is_cut = answer.delivery == "half"
         body = answer.body[: len(answer.body) // 2] if is_cut else answer.body
-        is_ok = answer.status == 200 and not noted.fault
-        if noted.log_type is None and is_ok:
-            process.is_told_the_time = True
+        if is_ping and answer.status == 200 and not noted.fault:
+            process.untold_at = -math.inf
         return Response(answer.status, {"Date": date, **answer.headers}, Body(world, body, is_cut))
 
     def ask(self, prepared: Prepared) -> Any:
         """Duo's answer, what it noted of the request, and the Date of the answer."""
         world, process = self.world, self.world.process
         target = prepared.url.partition(HOST)[2]
-        try:
-            answer = world.duo.respond(
-                prepared.method, target, prepared.headers, 1, prepared.body or b""
-            )
-        except Exception:  # which the collector would take for one of the network's
-            raise Failure("the simulated Duo crashed: " + traceback.format_exc()) from None
+        answer = world.duo.respond(
+            prepared.method, target, prepared.headers, 1, prepared.body or b""
+        )
         noted = world.duo.requests.pop()
         world.requests += 1
         world.step_in_midst_of_a_pass(noted)

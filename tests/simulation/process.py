@@ -50,7 +50,7 @@ class Process:
         self.is_idle = False  # no thread has run since the last report
         # What it met, and what it said
         self.met: set = set()  # disturbances, and the faults and statuses of answers
-        self.is_told_the_time = False  # by a ping
+        self.untold_at = -math.inf  # s; when a ping was not answered, at last
         self.steps = world.steps  # of time, when it began
         self.passed_over: set = set()  # log types, and since when
         self.lines: collections.deque = collections.deque(maxlen=200)  # of its log
@@ -87,7 +87,7 @@ class Process:
         return Lock(self.turns)
 
     def side_by_side(
-        self, functions: Sequence[Callable[[], Any]], report: Callable[[], Any], every_s: float
+        self, functions: Sequence[Callable[[], Any]], report: Callable[[], Any], every_s: float = 1
     ) -> bool:
         """Run each function in a thread; report as often as that, if any has run since."""
         threads = [Thread(self.turns, partial(self.run_thread, one), self) for one in functions]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 import os
 import random
 import sys
@@ -68,6 +69,7 @@ class World:
         self.end = START + life.days * DAY
         # The local clock, and what else goes by it (s)
         self.wall_offset = self.drift = self.drift_since = self.suspended = self.stepped = 0.0
+        self.was_wrong = -math.inf  # when the local clock was wrong by more than 30 s
         self.steps_due: list[tuple[int, float]] = []  # after so many requests, by so many s
         self.booted = self.time - 1000
         # What happens
@@ -131,6 +133,8 @@ class World:
         return self.wall_offset, self.suspended
 
     def step_clock(self, seconds: float) -> None:
+        if abs(self.wall_offset) > 30 or abs(seconds) > 30:
+            self.was_wrong = self.time
         self.wall_offset += seconds
         self.stepped = self.time
         self.tell(f"the clock steps by {seconds:.1f} s")
@@ -341,7 +345,7 @@ class World:
             raise Failure(f"{process.kind} has changed the checkpoint file")
         for name, at in checkpoints_in(data).items():
             self.checkpoints[name] = at
-            self.ledger.checkpoint(name, at)
+            self.ledger.checkpoint(name, at, process)
 
     def said(self, text: str) -> None:
         for line in text.splitlines():
