@@ -171,9 +171,11 @@ class LogType:
 SEED_MS = 1661022959934  # 2022-08-20: where collection starts by default
 
 V1: dict[str, Any] = {
-    "list_key": "response", "time_field": "timestamp", "unit_ms": 1000,
+    "list_key": "response",
+    "time_field": "timestamp",
+    "unit_ms": 1000,
     "outlook": "; Duo is deprecating this log in favour of activity",
-}  # fmt: skip
+}
 V2: dict[str, Any] = {"cursor": "next_offset", "sort": "ts:asc", "kept_days": 180}
 LOG_TYPES = {row.name: row for row in (
     LogType("authentication", "v2/logs/authentication", "AUTH_SINCE_TIME", "authlogs", "isotimestamp", "txid", **V2),
@@ -538,7 +540,7 @@ def canonical_query(parameters: Mapping[str, str]) -> str:
 
 
 def sign(
-    request: requests.PreparedRequest, settings: Settings, secret_key: str, date: str
+    request: requests.PreparedRequest, settings: Settings, date: str
 ) -> requests.PreparedRequest:
     """Sign a prepared request with an RFC 2822 date: HMAC-SHA512 over version 5 of the canonical
     string. Sources: duo.com/docs/adminapi#authentication, duo_client."""
@@ -548,7 +550,8 @@ def sign(
     headers_hash = hashlib.sha512(b"").hexdigest()  # of the X-Duo-* headers: there are none
     method = request.method or ""
     lines = (date, method, settings.host, url.path, url.query, body_hash, headers_hash)
-    digest = hmac.new(secret_key.encode(), "\n".join(lines).encode(), hashlib.sha512).hexdigest()
+    key = settings.secret_key.encode()
+    digest = hmac.new(key, "\n".join(lines).encode(), hashlib.sha512).hexdigest()
     credentials = base64.b64encode(f"{settings.integration_key}:{digest}".encode()).decode()
     request.headers.update({"Date": date, "Authorization": f"Basic {credentials}"})
     return request
@@ -606,13 +609,12 @@ class Duo:
     def __init__(self, settings: Settings, edges: Edges, clock: Clock) -> None:
         self.settings = settings
         self.clock = clock
-        self.secret_key = settings.secret_key
         self.has_accepted = False  # these credentials, in this process
         self.session = edges.session()
 
     def add_signature(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         date = email.utils.formatdate(self.clock.now_ms() / 1000)
-        return sign(request, self.settings, self.secret_key, date)
+        return sign(request, self.settings, date)
 
     def send(
         self, url: str, auth: Any, log_type: LogType | None = None, post: object = None
@@ -656,12 +658,14 @@ class Duo:
         """Whether DUO_SECRET_KEY_FILE holds another key than the one in use; it is used then."""
         if not self.settings.secret_key_file:
             return False
-        before = self.secret_key
+        before = self.settings.secret_key
         try:
-            self.secret_key = read_key_file(self.settings.secret_key_file)
+            key = read_key_file(self.settings.secret_key_file)
         except (OSError, ValueError) as error:
             log.warning("DUO_SECRET_KEY_FILE cannot be read again: %s", one_line(error))
-        return self.secret_key != before
+            return False
+        self.settings = replace(self.settings, secret_key=key)
+        return key != before
 
     def fetch_page(self, log_type: LogType, parameters: Mapping[str, str]) -> Page:
         """One page of events. Raises Refused, RateLimited, Failed or PassFailed."""
@@ -706,7 +710,7 @@ class Duo:
         if key == "not Duo's":
             words = answer.headers.get("Content-Type", "")
         kind, meaning = MEANINGS[key]
-        reason = f"{status} {code} {words}".replace(self.secret_key, "***")
+        reason = f"{status} {code} {words}".replace(self.settings.secret_key, "***")
         text = meaning.format(
             reason=" ".join(one_line(reason).split()), keys=self.explain_credentials(code)
         )
@@ -723,9 +727,11 @@ class Duo:
     def explain_credentials(self, code: str) -> str:
         """The setting that is most likely wrong when Duo refuses the credentials, and what to do."""
         integration_key = self.settings.integration_key
-        lengths = (len(integration_key), len(self.secret_key))
-        if re.fullmatch("DI.{18}", self.secret_key):
+        lengths = (len(integration_key), len(self.settings.secret_key))
+        if re.fullmatch("DI.{18}", self.settings.secret_key):
             return "the secret key looks like an integration key; are the two swapped?"
+        if self.has_accepted and self.settings.secret_key_file:
+            return "they worked before: write the new key to DUO_SECRET_KEY_FILE"
         if self.has_accepted:
             return "they worked before: if the key was changed, restart this process"
         if not re.fullmatch("DI.{18}", integration_key) or lengths[1] != 40:
@@ -997,8 +1003,8 @@ def read_total(value: Any) -> int | None:
 class Walk:
     """A walk through a window of time (ms, both bounds included), page by page, oldest first.
 
-    Request `parameters`, pass the page to `step`, take its events from `page`, until the walk is
-    `done`. It follows Duo's cursor. Without one it goes on from the newest event's own time.
+    Request `parameters`, pass the page to `step`, take the new events from `fresh`, until the walk
+    is `done`. It follows Duo's cursor. Without one it goes on from the newest event's own time.
     """
 
     SMALLEST_FULL_PAGE = 10  # of a v1 log
@@ -1019,6 +1025,7 @@ class Walk:
         self.cursor = ""
         self.cursors: set[str] = set()  # all so far
         self.page: dict[str, Event] = {}  # the latest page's events by identity
+        self.fresh: dict[str, Event] = {}  # of these, what the page before did not have
         self.occurrences: Counter[str] = Counter()  # of events without an id
         self.pages = 0
         self.received = 0  # events
@@ -1050,16 +1057,18 @@ class Walk:
         """Take in the page that was requested, and decide how to go on."""
         before = self.page
         self.page = self.identify(page.events)
+        self.fresh = {key: event for key, event in self.page.items() if key not in before}
         self.pages += 1
-        self.received += len(self.page.keys() - before.keys())
-        times = [self.log_type.floor(event.time_ms) for event in page.events]
+        self.received += len(self.fresh)
+        times = [self.log_type.floor(event.time_ms) for event in page.events if event.time_ms]
         within = [time_ms for time_ms in times if self.start_ms <= time_ms <= self.until_ms]
+        newest_before_ms = self.newest_ms
         self.note_times(within)
         is_full = len(page.events) >= self.full_page
         self.full_page = max(self.full_page, len(page.events))
         if self.log_type.cursor:
             self.step_by_cursor(page, times, is_full)
-        elif is_full:
+        elif is_full or self.newest_ms > newest_before_ms:
             self.step_by_time(times, is_full)
         else:
             self.done = True
@@ -1095,7 +1104,8 @@ class Walk:
             self.reached_ms = self.newest_ms
         if self.cut and self.newest_ms > self.cut[0]:
             at_ms, shown = self.cut
-            self.report_hole(at_ms, at_ms, shown)
+            if at_ms not in within:  # else this page shows it whole
+                self.report_hole(at_ms, at_ms, shown)
             self.cut = None
 
     def step_by_cursor(self, page: Page, times: list[int], is_full: bool) -> None:
@@ -1146,26 +1156,37 @@ class Walk:
 # Checkpoints
 
 
-HEALTH: Mapping[str, Any] = {  # what is reported about a log type; collection does not need it
-    "events": 0, "holes": 0, "pass_ms": 0,  # since the checkpoint file was created; duration of the last pass
-    "ok": 0, "limited": 0, "refused": 0, "failed": 0,  # requests by outcome
-    "last_success_ms": 0, "last_error_ms": 0, "last_error": "",  # when a pass last caught up, and when one last failed
-}  # fmt: skip
+# What is reported about a log type; collection does not need it. Counts are since the checkpoint
+# file was created; ok, limited, refused and failed are requests by outcome.
+HEALTH: Mapping[str, Any] = {
+    "events": 0,
+    "holes": 0,
+    "pass_ms": 0,  # duration of the last pass
+    "ok": 0,
+    "limited": 0,
+    "refused": 0,
+    "failed": 0,
+    "last_success_ms": 0,  # when a pass last caught up
+    "last_error_ms": 0,  # when a pass last failed
+    "last_error": "",
+}
 
-
-METRICS = (  # name, more labels, source of the value, help
+Metrics = tuple[tuple[str, str, str, str], ...]  # rows of name, more labels, source, help
+METRICS: Metrics = (
     ("events_total", "", "events", "Events written."),
     ("holes_total", "", "holes", "Ranges of which Duo did not return all events."),
     ("pass_duration_seconds", "", "pass_ms", "Duration of the last pass."),
-    ("checkpoint_timestamp_seconds", "", "since_ms", "Everything up to this time has been written."),
+    ("checkpoint_timestamp_seconds", "", "since_ms", "Everything up to here has been written."),
     ("last_success_timestamp_seconds", "", "last_success_ms", "When a pass last caught up."),
     ("clock_difference_seconds", "", "clock_ms", "Duo's time minus the local clock."),
     ("requests_total", ',outcome="ok"', "ok", "Requests by outcome."),
     ("requests_total", ',outcome="limited"', "limited", "Requests by outcome."),
     ("requests_total", ',outcome="refused"', "refused", "Requests by outcome."),
     ("requests_total", ',outcome="failed"', "failed", "Requests by outcome."),
-)  # fmt: skip
-LATE_METRICS = (("late_events_total", "", "late", "Events that --missing-from found missing."),)
+)
+LATE_METRICS: Metrics = (
+    ("late_events_total", "", "late", "Events that --missing-from found missing."),
+)
 
 
 @dataclass
@@ -1302,10 +1323,12 @@ def user_name(number: int) -> str:
 
 def read_health(health: dict[str, Any], saved: Mapping[str, Any]) -> None:
     """Take over what is valid: nothing depends on it, so the rest is dropped."""
-    for name, value in saved.items():
-        if name in HEALTH and type(value) is type(HEALTH[name]):
-            if isinstance(value, str) or 0 <= value < 10**14:
-                health[name] = value
+    for name, default in HEALTH.items():
+        value: Any = saved.get(name)
+        if type(value) is not type(default):
+            continue
+        if isinstance(value, str) or 0 <= value < 10**14:
+            health[name] = value
 
 
 def upgraded(identity: str, at_ms: int) -> str:
@@ -1430,6 +1453,7 @@ class Output:
         may append to the same file."""
         size = os.fstat(self.fd).st_size
         if not size:
+            self.torn = False
             return False
         try:  # stdout itself may be open for writing only; on macOS this may not open it anew
             with open(f"/dev/fd/{self.fd}", "rb") as file:
@@ -1443,16 +1467,11 @@ class Output:
 def find_files(patterns: Sequence[str], since_ms: int) -> list[str]:
     """The files of --missing-from, without those last changed before `since_ms`. Raises
     CollectorError."""
-    found = []
+    paths = []
     for pattern in patterns:
-        paths = sorted(glob.glob(pattern)) or [pattern]
-        for path in paths:
-            if path == "-" or os.path.exists(path):
-                found.append(path)
-            else:
-                raise CollectorError(f"--missing-from {path}: there is no such file", 78)
-    unique = dict.fromkeys(found)
-    return [path for path in unique if path == "-" or os.path.getmtime(path) * 1000 >= since_ms]
+        paths += sorted(glob.glob(pattern)) or [pattern]
+    is_old = [os.path.isfile(path) and os.path.getmtime(path) * 1000 < since_ms for path in paths]
+    return list(dict.fromkeys(path for path, old in zip(paths, is_old) if not old))
 
 
 def open_lines(path: str) -> io.BufferedReader | gzip.GzipFile:
@@ -1573,13 +1592,16 @@ class Collection:
 
     def commit(self, lines: list[str], *rows: LogType) -> None:
         """Write lines and save these log types' checkpoints. Raises CollectorError."""
-        self.checkpoints.document["account"] = self.settings.account
+        if rows:
+            self.checkpoints.document["account"] = self.settings.account
         with self.checkpoints.saving(*rows):
             self.output.write(lines)
 
-    def result(self, row: LogType, written: int, requests: int) -> tuple[int, str]:
+    def result(self, collector: Collector) -> tuple[int, str]:
         """The level and the text of the message at the end of a pass."""
-        return logging.INFO, f"{counted(written, 'event')} in {counted(requests, 'request')}"
+        events = counted(collector.written, "event")
+        requests = counted(collector.requests, "request")
+        return logging.INFO, f"{events} in {requests}, up to {collector.up_to}"
 
     def value(self, collector: Collector, source: str) -> float:
         """The value of a metric."""
@@ -1618,10 +1640,16 @@ class Reconciliation(Replay):
     metrics = LATE_METRICS
 
     def __init__(
-        self, settings: Settings, output: Output, service: Checkpoints, written: set[bytes]
+        self,
+        settings: Settings,
+        output: Output,
+        service: Checkpoints,
+        files: str,
+        written: set[bytes],
     ) -> None:
         super().__init__(settings, output)
         self.service = service
+        self.files = files  # as they were given
         self.written = written
         self.compared: Counter[LogType] = Counter()
         if settings.metrics_file:
@@ -1647,9 +1675,11 @@ class Reconciliation(Replay):
         self.compared[row] += 1
         return digest(row, identity) not in self.written
 
-    def result(self, row: LogType, written: int, requests: int) -> tuple[int, str]:
-        level = logging.WARNING if written else logging.INFO
-        return level, f"of {counted(self.compared[row], 'event')}, {written:,} missing"
+    def result(self, collector: Collector) -> tuple[int, str]:
+        level = logging.WARNING if collector.written else logging.INFO
+        events = counted(self.compared[collector.log_type], "event")
+        missing = f"{collector.written:,} missing from {self.files}"
+        return level, f"of {events} up to {collector.up_to}, {missing}"
 
     def value(self, collector: Collector, source: str) -> float:
         return self.before[collector.log_type.name] + collector.written
@@ -1718,6 +1748,11 @@ class Collector:
         self.requests = 0  # in this pass
         self.written = 0  # events in this pass
 
+    @property
+    def up_to(self) -> str:
+        """How far collection has got, for display."""
+        return iso(min(self.state.since_ms, self.end_ms))
+
     def collect(self) -> None:
         """The thread's work: pass after pass, or one pass."""
         try:
@@ -1727,8 +1762,7 @@ class Collector:
                     return
                 self.wait(self.run.settings.interval_s)
         except Stopped:
-            if self.walk:
-                self.end_pass(None, "stopped")
+            return
 
     def wait(self, seconds: float) -> None:
         """Raises Stopped if the process is to end."""
@@ -1743,9 +1777,9 @@ class Collector:
         try:
             self.read_window()
         except PassFailed as problem:
-            self.end_pass(problem, str(problem))
+            self.end_pass(problem)
         else:
-            self.end_pass(None, "")
+            self.end_pass(None)
 
     def read_window(self) -> None:
         """Read up to Duo's now less its delay, page by page. Raises PassFailed."""
@@ -1855,7 +1889,7 @@ class Collector:
         lines = []
         times = {}
         latest_ms = walk.until_ms + 2 * self.log_type.delay_ms
-        for identity, event in walk.page.items():
+        for identity, event in walk.fresh.items():
             is_odd = not walk.start_ms <= event.time_ms <= latest_ms
             times[identity] = walk.until_ms if is_odd else int(event.time_ms)
             if identity in state.written or event.time_ms >= self.end_ms:
@@ -1872,6 +1906,10 @@ class Collector:
             state.written.update(times)
             state.advance(since_ms, min(walk.newest_ms, since_ms), lookback_ms)
             self.run.mode.commit(lines, self.log_type)
+        if walk.done and walk.cut and self.written:
+            at_ms, shown = walk.cut
+            message = "%s: up to %s, Duo shows %s; the next passes tell if it has more"
+            log.info(message, self.log_type.name, iso(at_ms), shown)
 
     def report_hole(self, first_ms: int, last_ms: int, shown: str) -> None:
         """Report and count a hole (events that Duo has but does not return) once, even if later
@@ -1883,22 +1921,20 @@ class Collector:
             message = "%s: perhaps a hole: %s Duo shows only %s"
             log.warning(message, self.log_type.name, where, shown)
 
-    def end_pass(self, problem: PassFailed | None, why: str) -> None:
+    def end_pass(self, problem: PassFailed | None) -> None:
         """Say how the pass ended, and keep it for --status."""
         run = self.run
         self.walk = None
         self.passes += 1
         self.status = problem.status if problem else 0
         self.duo.session.close()  # Duo would have closed the connection by the next pass
-        level, text = run.mode.result(self.log_type, self.written, self.requests)
-        text += f", up to {iso(min(self.state.since_ms, self.end_ms))}"
-        if problem and not run.is_news(f"end: {why}"):
-            why = "given up for the same reason"
-        if why:
-            text += f"; {why}"
-        if not run.once and why != "stopped":
+        level, text = run.mode.result(self)
+        if problem:
+            level = logging.ERROR
+            text += f"; {problem}" if run.is_news(f"end: {problem}") else "; given up, as before"
+        if not run.once:
             text += f"; next pass in {duration(run.settings.interval_s * 1000)}"
-        log.log(logging.ERROR if problem else level, "%s: %s", self.log_type.name, text)
+        log.log(level, "%s: %s", self.log_type.name, text)
         with run.writing:
             self.health["pass_ms"] = int((run.edges.monotonic() - self.began) * 1000)
             if problem:
@@ -2162,10 +2198,13 @@ def reconciliation(
     assert settings.since
     paths = find_files(options.missing_from, settings.since(int(edges.now() * 1000)))
     written = read_written(settings, paths)
+    files = " ".join(options.missing_from)
     if not written:
-        files = " ".join(options.missing_from)
-        log.warning("--missing-from %s: no event of this account, so that all are missing", files)
-    return Reconciliation(settings, output, service, written)
+        message = (
+            "--missing-from %s holds no event of this account, so that all are missing from it"
+        )
+        log.warning(message, files)
+    return Reconciliation(settings, output, service, files, written)
 
 
 def run_mode(run: Run) -> int:
@@ -2187,7 +2226,10 @@ def run_mode(run: Run) -> int:
     if run.writing.locked():
         message = "stopped by a signal while writing a page: stdout's reader or the disk is slow"
         raise CollectorError(f"{message}; nothing is lost, the page comes again", 74)
-    log.info("stopped by a signal; everything that was written is checkpointed")
+    for collector in collectors:
+        if collector.walk:
+            log.info("%s: %s; stopped", collector.log_type.name, run.mode.result(collector)[1])
+    log.info("stopped by a signal; everything written is checkpointed")
     return PassFailed.status if run.once else 0
 
 
@@ -2355,11 +2397,17 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+PRIORITIES = {
+    logging.ERROR: "<3>",
+    logging.WARNING: "<4>",
+    logging.INFO: "<6>",
+    logging.DEBUG: "<7>",
+}
+
+
 class StderrHandler(logging.Handler):
     """Writes each message as a line, on a terminal with the progress of the passes below. Its
     failures are ignored: collection does not depend on them."""
-
-    PRIORITIES = {logging.ERROR: "<3>", logging.WARNING: "<4>", logging.INFO: "<6>"}  # else: <7>
 
     def __init__(self) -> None:
         super().__init__()
@@ -2379,7 +2427,7 @@ class StderrHandler(logging.Handler):
         self.setFormatter(formatter)
 
     def emit(self, record: logging.LogRecord) -> None:
-        priority = self.PRIORITIES.get(record.levelno, "<7>") if self.is_journal else ""
+        priority = PRIORITIES[record.levelno] if self.is_journal else ""
         self.write(f"{priority}{redact(self.format(record))}\n")
 
     def show(self, lines: list[str]) -> None:
