@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from duo import COMMON_FAULTS
 
 from .basics import DAY, HIDDEN_S, HOUR, MINUTE, Failure, stamp
-from .disturbances import DISTURBANCES, TOGETHER
+from .disturbances import DISTURBANCES
 
 if TYPE_CHECKING:
     from .process import Process
@@ -31,16 +31,21 @@ def check_status(world: World, process: Process) -> None:
     if is_once or process.stopping:
         right.add(0)
     if is_once:
-        right |= statuses_of(met)
-        if process.stopping or met & FAILURES or world.steps != process.steps:
+        for name in met & DISTURBANCES.keys():
+            right.update(DISTURBANCES[name].statuses)
+        if not process.is_sure_of_time:  # the local clock counts, and Duo refuses it
+            right |= {75, 77}
+        if process.stopping or met & FAILURES:
             right.add(75)
     if met & {"disk", "full_disk", "closed_folder"}:
         right |= {74, 78}
-    if process.kind == "missing" and world.checkpoints and process.since:
+    if process.kind == "missing" and "unreadable_output" in met:
+        right.add(78)
+    if process.kind == "missing" and world.checkpoints:
         oldest = min(world.checkpoints.get(name, 0) for name in world.operator.log_types)
         if oldest < process.since + 2 * SLACK_S:
             right.add(75)  # it has not got beyond --since: nothing can be compared
-    if "--since" in process.arguments and "clock_step" in met and process.untold_at > 0:
+    if "--since" in process.arguments and not process.is_sure_of_time:
         right.add(2)  # it seems to be ahead
     how = f"{process.kind} {' '.join(process.arguments)} ended with {status}"
     if status not in right:
@@ -53,17 +58,6 @@ def check_status(world: World, process: Process) -> None:
             behind = process.began - HIDDEN_S - world.checkpoints.get(name, 0)
             if behind > 30:
                 raise Failure(f"{how}, though {name} is {behind:.0f} s behind what Duo showed then")
-
-
-def statuses_of(met: set) -> set:
-    right = set()
-    for name, row in DISTURBANCES.items():
-        if name in met:
-            right.update(row.statuses)
-    for pair, statuses in TOGETHER.items():
-        if met.issuperset(pair):
-            right.update(statuses)
-    return right
 
 
 def check_progress(world: World) -> None:
@@ -85,7 +79,7 @@ def is_calm(world: World, seconds: float) -> bool:
     """Whether there has been no trouble for so long."""
     now = {name for name, count in world.active.items() if count}
     is_trouble = any(not DISTURBANCES[name].is_harmless for name in now)
-    if is_trouble or any(now.issuperset(pair) for pair in TOGETHER):
+    if is_trouble or (world.duo.rules.ping_faults and world.is_clock_wrong):
         world.calm_since = world.time
     return world.time - world.calm_since >= seconds
 
@@ -113,7 +107,7 @@ def check_words(world: World, process: Process, line: str) -> None:
         raise Failure(f"told twice: {line}")
     if gap:
         process.passed_over.add(gap.groups())
-    if "a hole" in line:
+    if "perhaps a hole" in line:
         world.ledger.hole(re.search(r"(\w+): ", line)[1], line, process)
     end = PASS.search(line)
     if end:

@@ -276,11 +276,3 @@ DISTURBANCES: dict[str, Disturbance] = {
     "another_tenant": Row(of_operator("another_tenant"), 3, (0, 0), False, (), "README"),
 }  # fmt: skip
 INVENTED = tuple(name for name, row in DISTURBANCES.items() if not row.is_reported)
-TOGETHER = {  # each alone is harmless; and the statuses that are right then
-    ("slow_link", "spoilt_json"): (75,),  # the deep one takes longer than the collector tries
-    ("clock_step", "no_ping"): (
-        75,
-        77,
-    ),  # the local clock counts: until it is right, Duo refuses it
-    ("ntp_step", "no_ping"): (75, 77),
-}

@@ -66,7 +66,8 @@ class Ledger:
         # Seconds of more events than Duo shows: in how many lives of the service that was told
         self.crowds: dict[tuple[str, int], list[int]] = {}
         self.crowds_due: list[tuple[str, int]] = []  # those of which it has to be told
-        self.holes: set = set()  # other seconds of which the collector said that it cannot get all
+        # Other ranges of which the collector said that it may not have got all
+        self.holes: dict[str, list[tuple[int, int]]] = {name: [] for name in LOG_TYPES}
         self.published = 0
 
     # What is published
@@ -131,7 +132,7 @@ class Ledger:
         if process.kind == "missing":
             if entry.is_odd:
                 entry.allowed += 1  # nobody can tell on which side of the service's start it lies
-            elif self.world.time < self.world.was_wrong + 5 * DAY:
+            elif self.world.is_clock_wrong or self.world.time < self.world.was_wrong + 5 * DAY:
                 entry.allowed += 1  # when a file was last changed is told by the local clock
             elif entry.time < process.since:
                 process.met.add("another range")  # of which its files may hold nothing
@@ -165,7 +166,8 @@ class Ledger:
             else:
                 times = f"{entry.written} times of {entry.count}"
                 raise entry.failure(f"was written {times}, and the checkpoint is {stamp(at)}")
-        passed = [crowd for crowd in self.crowds_due if crowd[0] == name and crowd[1] < at - 10]
+        told_by = min(at - 10, self.newest[name])  # something newer shows that there may be more
+        passed = [crowd for crowd in self.crowds_due if crowd[0] == name and crowd[1] < told_by]
         for crowd in passed:
             self.crowds_due.remove(crowd)
             if not self.crowds[crowd] and crowd[1] > self.floor[name]:
@@ -177,23 +179,26 @@ class Ledger:
 
     def is_out_of_reach(self, name: str, time_s: float) -> bool:
         """Whether it is of a second of which Duo does not show all."""
-        second = (name, int(time_s))
-        return second in self.crowds or second in self.holes
+        if (name, int(time_s)) in self.crowds:
+            return True
+        return any(first <= time_s < last + 1 for first, last in self.holes[name])
 
     def hole(self, name: str, line: str, process: Process) -> None:
         """The collector says that Duo left a hole."""
-        for text in re.findall(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", line):
-            second = int(datetime.fromisoformat(text[:-1] + "+00:00").timestamp())
-            told = self.crowds.get((name, second))
-            if told is not None:
-                if process.kind == "service":
-                    if self.world.lives in told:
-                        raise Failure(f"told twice: {line}")
-                    told.append(self.world.lives)
-                return
-            if process.met & CURSOR_TROUBLE and self.is_crowded_ms(name, second):
-                self.holes.add((name, second))
-                return
+        texts = re.findall(r" (20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d)Z", line)
+        first, last = (int(datetime.fromisoformat(text + "+00:00").timestamp()) for text in texts)
+        told = self.crowds.get((name, first))
+        if told is not None:
+            if process.kind == "service":
+                if self.world.lives in told:
+                    raise Failure(f"told twice: {line}")
+                told.append(self.world.lives)
+            return
+        is_unordered = not LOG_TYPES[name].v2 and LOG_TYPES[name].cursor
+        is_endless = is_unordered and "missing_metadata" in process.met
+        if is_endless or (process.met & CURSOR_TROUBLE and self.is_crowded_ms(name, first)):
+            self.holes[name].append((first, last))
+            return
         if self.world.duo.rules.total in ("int", "object", "absent"):
             raise Failure(f"there is no hole: {line}")
 
@@ -243,6 +248,7 @@ class Ledger:
                 self.entries.pop(key, None)
             del times[:gone]
             self.crowds_due = [one for one in self.crowds_due if one[0] != name or one[1] >= oldest]
+            self.holes[name] = [one for one in self.holes[name] if one[1] >= oldest]
             store = self.world.duo._stores[name]
             store.publish(int(self.world.time * 1000))
             del store.rows[: bisect_left(store.rows, (oldest * 1e6,))]

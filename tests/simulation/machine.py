@@ -28,11 +28,9 @@ class Stream:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self.tail = b""  # of a line that is not whole
         self.is_torn = False  # the tail is what a process left that ended in the middle of a write
-        self.is_doubted = False  # a process was killed, and the next one cannot read what it left
         self.size = self.synced = os.fstat(self.fd).st_size
-        self.unsynced: list[
-            tuple[int, Entry]
-        ] = []  # where the lines end that a power failure may take
+        # Where the lines end that a power failure may take
+        self.unsynced: list[tuple[int, Entry]] = []
         self.orphans: set = (
             set()
         )  # of these, ids of what no checkpoint will cover: its process ended
@@ -45,9 +43,10 @@ class Stream:
         for number, line in enumerate(lines):
             start += len(line) + 1
             is_half = self.is_torn and line == self.tail
-            is_empty = self.is_doubted and not line
+            # Where it cannot be read, one is ended that may have been cut short
+            is_empty = not line and process.world.disk.is_unreadable
             is_end_of_torn = number == 0 and (is_half or is_empty)
-            self.is_torn = self.is_doubted = False
+            self.is_torn = False
             if is_end_of_torn:
                 continue
             entry = self.ledger.took(line)
@@ -75,9 +74,8 @@ class Stream:
         self.size = 0
         self.sync()
 
-    def process_ended(self, is_in_doubt: bool) -> None:
+    def process_ended(self) -> None:
         self.is_torn = bool(self.tail)
-        self.is_doubted = self.is_doubted or is_in_doubt
 
     def power_fails(self, draw: random.Random, unsaved: set) -> None:
         """Lose what was not synced, or the last part of it."""
@@ -190,9 +188,7 @@ class Disk(types.SimpleNamespace):
                 world.forgive(process)  # the page in flight
                 raise OSError(errno.ENOSPC, "No space left on device")
             data = data[:room]
-        written = stream.write(data, process)
-        process.sleep(world.latency.uniform(0, 0.005))
-        return written
+        return stream.write(data, process)
 
     def _fsync(self, fd: int) -> None:
         self.strike()

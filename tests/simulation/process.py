@@ -51,7 +51,7 @@ class Process:
         # What it met, and what it said
         self.met: set = set()  # disturbances, and the faults and statuses of answers
         self.untold_at = -math.inf  # s; when a ping was not answered, at last
-        self.steps = world.steps  # of time, when it began
+        self.suspended = world.suspended  # s; when it began
         self.passed_over: set = set()  # log types, and since when
         self.lines: collections.deque = collections.deque(maxlen=200)  # of its log
         self.passes: collections.Counter = collections.Counter()  # ended, by log type
@@ -115,6 +115,13 @@ class Process:
         if self.error:
             raise self.error
         return self.stopping
+
+    @property
+    def is_sure_of_time(self) -> bool:
+        """Whether Duo tells it, or the local clock is right enough, and the machine was not
+        suspended."""
+        is_told = self.untold_at < 0 or not self.world.is_clock_wrong
+        return is_told and self.suspended == self.world.suspended
 
     # Turns
 

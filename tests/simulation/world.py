@@ -69,7 +69,7 @@ class World:
         self.end = START + life.days * DAY
         # The local clock, and what else goes by it (s)
         self.wall_offset = self.drift = self.drift_since = self.suspended = self.stepped = 0.0
-        self.was_wrong = -math.inf  # when the local clock was wrong by more than 30 s
+        self.was_wrong = -math.inf  # when the local clock was set, wrong or right
         self.steps_due: list[tuple[int, float]] = []  # after so many requests, by so many s
         self.booted = self.time - 1000
         # What happens
@@ -128,14 +128,12 @@ class World:
         return max(0.0, self.time - self.booted) - self.suspended
 
     @property
-    def steps(self) -> tuple[float, float]:
-        """What changes where time jumps: an age reckoned before that is another after it."""
-        return self.wall_offset, self.suspended
+    def is_clock_wrong(self) -> bool:
+        return abs(self.wall() - self.time) > 30
 
     def step_clock(self, seconds: float) -> None:
-        if abs(self.wall_offset) > 30 or abs(seconds) > 30:
-            self.was_wrong = self.time
         self.wall_offset += seconds
+        self.was_wrong = self.time
         self.stepped = self.time
         self.tell(f"the clock steps by {seconds:.1f} s")
 
@@ -291,7 +289,7 @@ class World:
         if kind == "missing":  # of which no checkpoint file knows
             self.disk.undone += [(self.time, entry) for entry in process.unsaved]
         for stream in self.streams.values():
-            stream.process_ended(self.disk.is_unreadable and process.status in (None, 74))
+            stream.process_ended()
         self.lives += kind == "service"
         status = "killed" if process.status is None else process.status
         self.tell(f"{kind} ends: {status}")
