@@ -53,7 +53,11 @@ def program(name, package):
     """The path of a daemon, and the folder that its package is unpacked in."""
     root = pathlib.Path(os.environ.get("SHIPPER_ROOT", "/"))
     path = shutil.which(name, path=f"{root}/usr/sbin") or shutil.which(name, path="/usr/sbin")
-    return (path, pathlib.Path(path).parent.parent.parent) if path else missing(f"{name} (Debian: {package})")
+    return (
+        (path, pathlib.Path(path).parent.parent.parent)
+        if path
+        else missing(f"{name} (Debian: {package})")
+    )
 
 
 def changed(text, changes):
@@ -78,7 +82,9 @@ class Receiver:
         self.context, self.attempts = context, 0
         self.server = socket.socket()
         self.server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # small, or a pause would hold nobody up
+        self.server.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF, 65536
+        )  # small, or a pause would hold nobody up
         self.server.bind(("127.0.0.1", port))
         self.server.listen()
         self.port = self.server.getsockname()[1]
@@ -121,7 +127,9 @@ class Receiver:
     def close(self):
         for one in [self.server, *self.connections]:
             with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)  # close alone would leave it to the thread that waits in it
+                one.shutdown(
+                    socket.SHUT_RDWR
+                )  # close alone would leave it to the thread that waits in it
             one.close()
 
 
@@ -149,13 +157,33 @@ class Shipper:
             modules = next(root.glob("usr/lib/*/rsyslog"))
             if not (modules / "lmnsd_gtls.so").exists():
                 missing("rsyslog's TLS driver (Debian: rsyslog-gnutls)")
-            self.command = [path, "-n", "-f", f"{folder}/main.conf", "-i", f"{folder}/pid", "-M", str(modules)]
+            self.command = [
+                path,
+                "-n",
+                "-f",
+                f"{folder}/main.conf",
+                "-i",
+                f"{folder}/pid",
+                "-M",
+                str(modules),
+            ]
             main = f"$WorkDirectory {folder}\n$IncludeConfig {folder}/shipper.conf\n"  # as in Debian's rsyslog.conf
             self.change({'resumeInterval="5"': 'resumeInterval="1"'})
         else:
             path, _ = program("syslog-ng", "syslog-ng-core")
-            own = {"cfgfile": "main.conf", "persist-file": "persist", "pidfile": "pid", "control": "control"}
-            self.command = [path, "-F", "-e", "--no-caps", *(f"--{o}={folder}/{file}" for o, file in own.items())]
+            own = {
+                "cfgfile": "main.conf",
+                "persist-file": "persist",
+                "pidfile": "pid",
+                "control": "control",
+            }
+            self.command = [
+                path,
+                "-F",
+                "-e",
+                "--no-caps",
+                *(f"--{o}={folder}/{file}" for o, file in own.items()),
+            ]
             main = f'@version: 3.35\n@include "{folder}/shipper.conf"\n'
             self.change({"time-reopen(5)": "time-reopen(1)", "/var/lib/syslog-ng": str(folder)})
         (folder / "main.conf").write_text(main)
@@ -178,7 +206,9 @@ class Shipper:
     def start(self):
         (self.folder / "shipper.conf").write_text(self.text)
         with open(self.folder / "stderr", "ab") as stderr:
-            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr)
+            self.process = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr
+            )
 
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)
@@ -213,7 +243,11 @@ def tenant(duo, collector):
     for log_type in LOG_TYPES:
         duo.add(log_type, make_events(log_type, 400, now_ms - 5 * HOUR_MS, now_ms - HOUR_MS))
     long = make_events("authentication", 1, now_ms - 3 * HOUR_MS, now_ms - 2 * HOUR_MS, seed=1)[0]
-    names = {"name": "Zoë 張偉 \U0001f600", "key": "DUXXXXXXXXXXXXXXXXXX", "groups": ['<13>"a\\b"\t%m'] * 10_000}
+    names = {
+        "name": "Zoë 張偉 \U0001f600",
+        "key": "DUXXXXXXXXXXXXXXXXXX",
+        "groups": ['<13>"a\\b"\t%m'] * 10_000,
+    }
     duo.add("authentication", json.dumps({**long, "user": names}, ensure_ascii=False))
     collector.seed(**dict.fromkeys(LOG_TYPES, now_ms - 7 * HOUR_MS))
     return duo
@@ -233,10 +267,15 @@ def test_every_event_arrives_as_written(shipper, tenant, collector):
     for connections in range(1, 4):
         shipper.start()
         size = shipper.events.stat().st_size
-        wait_for(lambda size=size: shipper.events.stat().st_size > size or collecting.poll() is not None, "page")
+        wait_for(
+            lambda size=size: shipper.events.stat().st_size > size or collecting.poll() is not None,
+            "page",
+        )
         # A stop before that could lose the one event that a comment in rsyslog.conf speaks of.
         wait_for(
-            lambda at_least=connections: len(receiver.received) >= at_least or receiver.lines() == shipper.written(),
+            lambda at_least=connections: (
+                len(receiver.received) >= at_least or receiver.lines() == shipper.written()
+            ),
             "connection",
         )
         shipper.stop()
@@ -275,7 +314,10 @@ def test_a_kill_loses_nothing(shipper):
     written = numbered(0, 12_000)
     shipper.append(*written)
     shipper.start()
-    wait_for(lambda: shipper.receiver.received and len(shipper.receiver.received[0]) > 1_000_000, "first megabyte")
+    wait_for(
+        lambda: shipper.receiver.received and len(shipper.receiver.received[0]) > 1_000_000,
+        "first megabyte",
+    )
     shipper.receiver.reading.clear()  # so that it is held up, and the kill comes before the end
     shipper.stop(signal.SIGKILL)
     positions = [path.stat().st_size for path in shipper.folder.glob("imfile-state*")]
@@ -311,7 +353,9 @@ def test_a_receiver_that_is_away_is_waited_for(shipper, number, transport):
     shipper.append(*during)
     wait_for(lambda: "refused" in (shipper.folder / "stderr").read_text(), "try to connect")
     if not number:
-        time.sleep(5)  # rsyslog would give events up after its third try, were it not for resumeRetryCount
+        time.sleep(
+            5
+        )  # rsyslog would give events up after its third try, were it not for resumeRetryCount
     else:
         shipper.stop(number)
         shipper.start()
@@ -330,7 +374,10 @@ def test_a_receiver_that_is_away_is_waited_for(shipper, number, transport):
         lines = lines[twice:]
     missing_lines = [line for line in during if line not in lines]
     # The one event that comments in both files speak of.
-    told = (shipper.name, number) == ("rsyslog", signal.SIGTERM) or (shipper.name, transport) == ("syslog-ng", "TLS")
+    told = (shipper.name, number) == ("rsyslog", signal.SIGTERM) or (shipper.name, transport) == (
+        "syslog-ng",
+        "TLS",
+    )
     assert len(missing_lines) <= (1 if told else 0)
     assert lines == [line for line in during if line not in missing_lines]
 
@@ -360,7 +407,9 @@ def test_a_receiver_that_cannot_prove_itself_gets_nothing(shipper, wrong):
     else:
         wait_for(lambda: false.attempts >= 2 or any(false.received), "second try to connect")
     false.close()
-    assert not any(b"padding" in received if wrong == "no TLS" else received for received in false.received)
+    assert not any(
+        b"padding" in received if wrong == "no TLS" else received for received in false.received
+    )
     shipper.receiver = Receiver(port, right)
     shipper.receiver.wait_for(written[-1])
     shipper.stop()
@@ -404,7 +453,10 @@ def test_rsyslog_reads_a_corrected_ca_file_without_a_restart(shipper):
     written = numbered(0, 50)
     shipper.append(*written[:25])
     shipper.start()
-    wait_for(lambda: "signer not found" in (shipper.folder / "stderr").read_text(), "message about the CA")
+    wait_for(
+        lambda: "signer not found" in (shipper.folder / "stderr").read_text(),
+        "message about the CA",
+    )
     shipper.append(*written[25:])
     assert not any(shipper.receiver.received)
     shipper.authority.cert_pem.write_to_path(ca)
@@ -505,11 +557,15 @@ for line in sys.stdin.buffer:
 def test_syslog_ng_runs_the_collector(shipper, tenant, collector):
     """program(): whole lines without a file."""
     settings = shipper.folder / "env"
-    settings.write_text("".join(f"{name}={value}\n" for name, value in collector.environ.items() if name != "PATH"))
+    settings.write_text(
+        "".join(f"{name}={value}\n" for name, value in collector.environ.items() if name != "PATH")
+    )
     settings.chmod(0o600)
     shipper.choose("program", r"^source s_duo \{.*?^\};\n")
     command = "/opt/duo_collector/.venv/bin/python /opt/duo_collector/duo_collector.py"
-    shipper.change({command: shlex.join([sys.executable, str(SCRIPT), "--env-file", str(settings)])})
+    shipper.change(
+        {command: shlex.join([sys.executable, str(SCRIPT), "--env-file", str(settings)])}
+    )
     shipper.start()
     wait_for(lambda: len(shipper.receiver.lines()) >= 1201, "last event")
     shipper.stop()
@@ -525,7 +581,8 @@ def test_syslog_ng_runs_the_collector(shipper, tenant, collector):
 ALL_TYPES = (*LOG_TYPES, "activity", "offline_enrollment", "trust_monitor")
 VECTOR = ("vector.yaml", "vector-secops.yaml", "vector-sentinel.yaml")
 MISLEADING = json.dumps(
-    {"eventtype": "activity", "host": "evil", "ts": "1999-01-01T00:00:00+00:00"}, separators=(",", ":")
+    {"eventtype": "activity", "host": "evil", "ts": "1999-01-01T00:00:00+00:00"},
+    separators=(",", ":"),
 )
 
 
@@ -539,7 +596,12 @@ def lines(tmp_path_factory):
             duo.add(log_type, make_events(log_type, 100, now_ms - 5 * HOUR_MS, now_ms - HOUR_MS))
         for log_type in ("administrator", "offline_enrollment"):
             event = make_events(log_type, 1, now_ms - 5 * HOUR_MS, now_ms - HOUR_MS, seed=1)[0]
-            duo.add(log_type, json.dumps({**event, "description": MISLEADING, "object": '"eventtype":"telephony"'}))
+            duo.add(
+                log_type,
+                json.dumps(
+                    {**event, "description": MISLEADING, "object": '"eventtype":"telephony"'}
+                ),
+            )
         event = make_events("activity", 1, now_ms - 5 * HOUR_MS, now_ms - HOUR_MS, seed=1)[0]
         event["target"] = {"host": "nested", "eventtype": "nested"}
         duo.add("activity", json.dumps(event, separators=(",", ":")))
@@ -550,7 +612,9 @@ def lines(tmp_path_factory):
         written = collector.once("--log-types", ",".join(ALL_TYPES), "-q").stdout.splitlines()
     assert len(written) == 604
     assert max(map(len, written)) > 200_000
-    return {one: [line for line in written if json.loads(line)["eventtype"] == one] for one in ALL_TYPES}
+    return {
+        one: [line for line in written if json.loads(line)["eventtype"] == one] for one in ALL_TYPES
+    }
 
 
 def from_yaml(text):
@@ -569,7 +633,9 @@ def uncommented(name):
     return "".join(re.findall(r"^\s*[^#\s].*\n", (SHIPPERS / name).read_text(), re.MULTILINE))
 
 
-@pytest.mark.parametrize("name", [*VECTOR, "fluent-bit.yaml", "filebeat.yml", "otel-collector.yaml"])
+@pytest.mark.parametrize(
+    "name", [*VECTOR, "fluent-bit.yaml", "filebeat.yml", "otel-collector.yaml"]
+)
 def test_a_configuration_that_is_not_run_is_yaml(name):
     """And says in its head that it is not run."""
     assert "NOT RUN" in (SHIPPERS / name).read_text().split("\n\n")[0]
@@ -579,9 +645,13 @@ def test_a_configuration_that_is_not_run_is_yaml(name):
 def connected(config):
     """The sources of a Vector configuration: each of its parts must be there, and be read by another."""
     sources, transforms = set(config["sources"]), config.get("transforms", {})
-    routes = {f"{name}.{route}" for name, one in transforms.items() for route in one.get("route", ())}
+    routes = {
+        f"{name}.{route}" for name, one in transforms.items() for route in one.get("route", ())
+    }
     whole = {name for name, one in transforms.items() if "route" not in one}
-    read = {name for one in [*transforms.values(), *config["sinks"].values()] for name in one["inputs"]}
+    read = {
+        name for one in [*transforms.values(), *config["sinks"].values()] for name in one["inputs"]
+    }
     assert read == sources | whole | routes
     return sources
 
@@ -592,7 +662,9 @@ def test_vector_has_one_source(name):
     assert connected(configuration(name)) == {"duo_file"}
 
 
-@pytest.mark.parametrize("variant, options", [("streaming", ["-q"]), ("scheduled", ["--once", "-q"])])
+@pytest.mark.parametrize(
+    "variant, options", [("streaming", ["-q"]), ("scheduled", ["--once", "-q"])]
+)
 def test_vector_may_run_the_collector(variant, options):
     text = (SHIPPERS / "vector.yaml").read_text()
     text, count = re.subn(r"^  duo_file:.*?\n\n", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -603,12 +675,18 @@ def test_vector_may_run_the_collector(variant, options):
     assert variant in config["sources"]["duo"]
     assert config["sources"]["duo"]["include_stderr"] is False
     python, script, *given = config["sources"]["duo"]["command"]
-    assert (python, script) == ("/opt/duo_collector/.venv/bin/python", "/opt/duo_collector/duo_collector.py")
+    assert (python, script) == (
+        "/opt/duo_collector/.venv/bin/python",
+        "/opt/duo_collector/duo_collector.py",
+    )
     assert given == options
 
 
 def test_other_shippers_have_one_source_too():
-    fluent_bit, filebeat = configuration("fluent-bit.yaml")["pipeline"], configuration("filebeat.yml")
+    fluent_bit, filebeat = (
+        configuration("fluent-bit.yaml")["pipeline"],
+        configuration("filebeat.yml"),
+    )
     assert [(one["name"], one["tag"]) for one in fluent_bit["inputs"]] == [("tail", "duo")]
     assert [one["match"] for one in fluent_bit["outputs"]] == ["duo"]
     assert [one["type"] for one in filebeat["filebeat.inputs"]] == ["filestream"]
@@ -620,11 +698,19 @@ def test_other_shippers_have_one_source_too():
         "logs": {"receivers": list(otel["receivers"]), "exporters": list(otel["exporters"])}
     }
     assert len(otel["receivers"]) == len(otel["exporters"]) == 1
-    storage = [otel["receivers"]["filelog/duo"]["storage"], otel["exporters"]["otlp/siem"]["sending_queue"]["storage"]]
+    storage = [
+        otel["receivers"]["filelog/duo"]["storage"],
+        otel["exporters"]["otlp/siem"]["sending_queue"]["storage"],
+    ]
     assert storage == 2 * service["extensions"]
-    assert re.findall(r"\b(?:input|action)\(type=\"(\w+)\"", uncommented("rsyslog.conf")) == ["omfwd", "imfile"]
+    assert re.findall(r"\b(?:input|action)\(type=\"(\w+)\"", uncommented("rsyslog.conf")) == [
+        "omfwd",
+        "imfile",
+    ]
     syslog_ng = re.findall(
-        r"^(?:source|destination|log)\b|(?<![\w-])(?:file|program|network)\(", uncommented("syslog-ng.conf"), re.M
+        r"^(?:source|destination|log)\b|(?<![\w-])(?:file|program|network)\(",
+        uncommented("syslog-ng.conf"),
+        re.M,
     )
     assert syslog_ng == ["source", "file(", "destination", "network(", "log"]
     assert splunk("inputs.conf").sections() == ["monitor:///var/log/duo/*.jsonl"]
@@ -662,7 +748,9 @@ def test_filebeat_fills_the_data_streams_of_elastics_integration(lines):
                     assert one["add_fields"]["target"] == "data_stream"
                     fields.update(one["add_fields"]["fields"])
         return re.sub(
-            r"%\{\[data_stream\.(\w+)\]\}", lambda found: fields[found[1]], config["output.elasticsearch"]["index"]
+            r"%\{\[data_stream\.(\w+)\]\}",
+            lambda found: fields[found[1]],
+            config["output.elasticsearch"]["index"],
         )
 
     for log_type, (dataset, time_field) in streams.items():
@@ -674,9 +762,12 @@ def test_filebeat_fills_the_data_streams_of_elastics_integration(lines):
 
 def test_vector_labels_log_types_for_google_secops(lines):
     source = configuration("vector-secops.yaml")["transforms"]["duo_labeled"]["source"]
-    labels = re.findall(r"""if contains\(line, s'(.+?)'\) \{\s+\.log_type = "(\w+)"$""", source, re.MULTILINE)
+    labels = re.findall(
+        r"""if contains\(line, s'(.+?)'\) \{\s+\.log_type = "(\w+)"$""", source, re.MULTILINE
+    )
     found = {
-        one: {next((label for text, label in labels if text in line), None) for line in lines[one]} for one in lines
+        one: {next((label for text, label in labels if text in line), None) for line in lines[one]}
+        for one in lines
     }
     assert found == {
         "authentication": {"DUO_AUTH"},
@@ -690,7 +781,9 @@ def test_vector_labels_log_types_for_google_secops(lines):
 
 def test_vector_routes_log_types_to_sentinels_tables(lines):
     config = configuration("vector-sentinel.yaml")
-    streams = {sink["inputs"][0].split(".")[1]: sink["stream_name"] for sink in config["sinks"].values()}
+    streams = {
+        sink["inputs"][0].split(".")[1]: sink["stream_name"] for sink in config["sinks"].values()
+    }
     found = {one: set() for one in lines}
     for log_type in lines:
         for line in lines[log_type]:
@@ -725,9 +818,14 @@ def test_the_opentelemetry_collector_finds_the_time(log_type, lines):
             value = attributes["duo"].get(field)
             if value is not None:
                 epoch = (one["layout_type"], one["layout"]) == ("epoch", "ms")
-                assert epoch or (one["layout_type"], one["layout"]) == ("gotime", "2006-01-02T15:04:05Z07:00")
+                assert epoch or (one["layout_type"], one["layout"]) == (
+                    "gotime",
+                    "2006-01-02T15:04:05Z07:00",
+                )
                 found.append(
-                    datetime.fromtimestamp(value / 1000, timezone.utc) if epoch else datetime.fromisoformat(value)
+                    datetime.fromtimestamp(value / 1000, timezone.utc)
+                    if epoch
+                    else datetime.fromisoformat(value)
                 )
         assert found == [given_time(attributes["duo"])]
 
@@ -750,7 +848,9 @@ def test_splunk_finds_event_and_time(log_type, lines):
     """The expressions: each line is an event, at the time that Duo gave it."""
     props = splunk("props.conf")["duo:trust_monitor" if log_type == "trust_monitor" else "duo"]
     stdout = "".join(f"{line}\n" for line in lines[log_type])
-    events = re.split(props["LINE_BREAKER"], stdout)[::2][:-1]  # it captures, so every other piece is a line break
+    events = re.split(props["LINE_BREAKER"], stdout)[::2][
+        :-1
+    ]  # it captures, so every other piece is a line break
     assert events == lines[log_type]
     for text in events:
         assert len(text) < int(props["TRUNCATE"])
@@ -780,11 +880,17 @@ def test_splunk_gives_the_sourcetype_that_its_detections_search(log_type, lines)
             assert (s, flags) == ("s", "")
             renamed = re.sub(pattern, replacement, renamed, count=1)
         event = json.loads(line)
-        event["extracted_eventtype"], event["extracted_host"] = event.pop("eventtype"), event.pop("host")
+        event["extracted_eventtype"], event["extracted_host"] = (
+            event.pop("eventtype"),
+            event.pop("host"),
+        )
         assert json.loads(renamed) == event
         for text in (line, renamed):
             found = re.search(transform["REGEX"], text[: int(transform["LOOKAHEAD"])])
-            assert found.expand(transform["FORMAT"].replace("$1", r"\1")) == f"sourcetype::{sourcetype}"
+            assert (
+                found.expand(transform["FORMAT"].replace("$1", r"\1"))
+                == f"sourcetype::{sourcetype}"
+            )
         torn = re.search(transform["REGEX"], line[: len(line) // 3])
         assert torn is None
     if log_type == "administrator":

@@ -39,7 +39,9 @@ def lacking(what):
 
 def tool(name, where):
     """The path of a program: beside this Python first, where pip puts those that come as wheels."""
-    found = shutil.which(name, path=os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"], PATH]))
+    found = shutil.which(
+        name, path=os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"], PATH])
+    )
     return found or lacking(f"{name} ({where})")
 
 
@@ -77,7 +79,11 @@ class Tenant:
 
     @property
     def schedule(self):
-        (found,) = [o for o in self.of("CronJob") if re.fullmatch(f"{self.cronjob}-[a-z]+", o["metadata"]["name"])]
+        (found,) = [
+            o
+            for o in self.of("CronJob")
+            if re.fullmatch(f"{self.cronjob}-[a-z]+", o["metadata"]["name"])
+        ]
         return found["spec"]
 
     @property
@@ -141,7 +147,10 @@ def test_a_tenant_refers_to_its_own_objects_only(rendered, tenant):
         rendering.named("ConfigMap", source["configMapRef"]["name"])
     # Every five minutes, on a minute of its own.
     assert re.fullmatch(r"[0-4]-59/5 \* \* \* \*", rendering.schedule["schedule"])
-    labels = {f"app.kubernetes.io/{name}": value for name, value in (("name", "duo-collector"), ("instance", tenant))}
+    labels = {
+        f"app.kubernetes.io/{name}": value
+        for name, value in (("name", "duo-collector"), ("instance", tenant))
+    }
     for cronjob in rendering.of("CronJob"):
         assert cronjob["metadata"]["labels"] == labels
         assert cronjob["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"] == labels
@@ -161,7 +170,9 @@ def test_tenants_do_not_start_in_the_same_minute(rendered):
 
 def test_without_its_key_a_tenant_is_not_rendered(tmp_path):
     command = [kubectl(), "kustomize", tmp_path / "kubernetes/overlays/acme"]
-    shutil.copytree(KUBERNETES, tmp_path / "kubernetes", ignore=shutil.ignore_patterns("secret-key"))
+    shutil.copytree(
+        KUBERNETES, tmp_path / "kubernetes", ignore=shutil.ignore_patterns("secret-key")
+    )
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0 and "secret-key" in done.stderr
 
@@ -175,7 +186,9 @@ def test_git_leaves_keys_out():
 
 def decision(job, status, conditions=()):
     """What the Job controller does about a pod that ended so: the first rule that fits, or else the pod is counted."""
-    assert job["template"]["spec"]["restartPolicy"] == "Never"  # or Kubernetes does not take the policy
+    assert (
+        job["template"]["spec"]["restartPolicy"] == "Never"
+    )  # or Kubernetes does not take the policy
     for rule in job["podFailurePolicy"]["rules"]:
         codes = rule.get("onExitCodes")
         if codes and codes["operator"] == "In" and status in codes["values"]:
@@ -191,7 +204,9 @@ def test_only_what_a_user_has_to_mend_fails_the_job_at_once(rendered, collector,
     collector.seed(authentication=time.time_ns() // 1_000_000 - 3_600_000)
 
     def ended(*options, **environ):
-        return decision(job, collector.once("--log-types", "authentication", *options, environ=environ).status)
+        return decision(
+            job, collector.once("--log-types", "authentication", *options, environ=environ).status
+        )
 
     assert ended("--nonsense") == "FailJob"
     assert ended(DUO_INTERVAL="soon") == "FailJob"
@@ -199,12 +214,17 @@ def test_only_what_a_user_has_to_mend_fails_the_job_at_once(rendered, collector,
     assert ended() == "FailJob"
     duo.rules.no_permission = False
     with open("/dev/full", "w") as full:
-        duo.add("authentication", make_events("authentication", 1, duo.now_ms() - 600_000, duo.now_ms() - 500_000))
+        duo.add(
+            "authentication",
+            make_events("authentication", 1, duo.now_ms() - 600_000, duo.now_ms() - 500_000),
+        )
         assert decision(job, collector.once(stdout=full).status) == "Count"
     before = len(duo.requests)
     holder = collector.start()
     with ending(holder, 30):
-        wait_for(lambda: len(duo.requests) > before, "request of the run that holds the checkpoint file")
+        wait_for(
+            lambda: len(duo.requests) > before, "request of the run that holds the checkpoint file"
+        )
         assert ended() == "Count"
     assert decision(job, 75, ["DisruptionTarget"]) == "Ignore"  # a drained node
 
@@ -256,13 +276,35 @@ class Image:
     def start(self, command, mounts=(), mode="ro", user=None, environ=None, **more):
         """Start a command as PID 1; `mounts` are (source, target) pairs."""
         for source, target in mounts:
-            place = pathlib.Path(f"{self.root}{target}")  # an engine makes the place of a mount, too
+            place = pathlib.Path(
+                f"{self.root}{target}"
+            )  # an engine makes the place of a mount, too
             place.parent.mkdir(parents=True, exist_ok=True)
             place.mkdir(exist_ok=True) if os.path.isdir(source) else place.touch()
         words = [str(word) for pair in mounts for word in pair]
-        inside = ["sh", "-c", ENTER, "sh", str(self.root), mode, user or self.user, self.folder, *words, "--", *command]
+        inside = [
+            "sh",
+            "-c",
+            ENTER,
+            "sh",
+            str(self.root),
+            mode,
+            user or self.user,
+            self.folder,
+            *words,
+            "--",
+            *command,
+        ]
         return subprocess.Popen(
-            ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", *inside],
+            [
+                "unshare",
+                "--mount",
+                "--propagation=private",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                *inside,
+            ],
             env={**self.environ, **(environ or {})},
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -290,11 +332,19 @@ class Image:
         elif instruction == "RUN":
             # The builder's network, certificates and settings of pip are lent, as an engine would.
             lent = [
-                p for p in ("/etc/resolv.conf", "/etc/hosts", "/etc/ssl/certs", "/etc/pip.conf") if os.path.exists(p)
+                p
+                for p in ("/etc/resolv.conf", "/etc/hosts", "/etc/ssl/certs", "/etc/pip.conf")
+                if os.path.exists(p)
             ]
-            environ = {n: v for n, v in os.environ.items() if re.fullmatch(r"PIP_.*|(?i:.*_proxy)|SSL_CERT_.*", n)}
+            environ = {
+                n: v
+                for n, v in os.environ.items()
+                if re.fullmatch(r"PIP_.*|(?i:.*_proxy)|SSL_CERT_.*", n)
+            }
             mounts = [(path, path) for path in lent]
-            status, stdout, stderr = self.run(["/bin/sh", "-c", rest], mode="rw", mounts=mounts, environ=environ)
+            status, stdout, stderr = self.run(
+                ["/bin/sh", "-c", rest], mode="rw", mounts=mounts, environ=environ
+            )
             assert status == 0, f"RUN {rest}: {stdout}{stderr}"
         elif instruction == "ENV":
             self.environ.update(word.split("=", 1) for word in shlex.split(rest))
@@ -304,7 +354,9 @@ class Image:
         elif instruction == "STOPSIGNAL":
             self.stop_signal = rest
         elif instruction == "ENTRYPOINT":
-            self.entrypoint = json.loads(rest)  # the exec form; the other one puts a shell in between
+            self.entrypoint = json.loads(
+                rest
+            )  # the exec form; the other one puts a shell in between
         else:
             pytest.fail(f"this test does not know {instruction}")
 
@@ -317,7 +369,9 @@ def ending(process, seconds):
         if process.poll() is not None:
             return
         with contextlib.suppress(OSError, IndexError):  # it is just ending by itself
-            os.kill(children(process)[0], signal.SIGKILL)  # --kill-child does not outlast the change of user
+            os.kill(
+                children(process)[0], signal.SIGKILL
+            )  # --kill-child does not outlast the change of user
         process.kill()
 
     timer = threading.Timer(seconds, kill)
@@ -340,8 +394,17 @@ def image(tmp_path):
     root, context = tmp_path / "root", tmp_path / "context"
     try:
         (name, base), *lines = instructions()
-        version, suite = re.fullmatch(r"FROM python:([0-9.]+)-slim-([a-z]+)", f"{name} {base}").groups()
-        isolated = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
+        version, suite = re.fullmatch(
+            r"FROM python:([0-9.]+)-slim-([a-z]+)", f"{name} {base}"
+        ).groups()
+        isolated = [
+            "unshare",
+            "--mount",
+            "--propagation=private",
+            "--pid",
+            "--fork",
+            "--kill-child",
+        ]
         # Packages are unpacked and not configured, which nothing here needs and which takes most of the time.
         packages = "--include=base-files,coreutils,dash,findutils,util-linux,python3-venv"
         run(*isolated, "mmdebstrap", "--variant=extract", packages, suite, root, env={"PATH": PATH})
@@ -367,7 +430,11 @@ def build_context():
     lines = DOCKERFILE.with_name("Dockerfile.dockerignore").read_text().splitlines()
     everything, *allowed = [line for line in lines if line and not line.startswith("#")]
     assert everything == "*" and all(line.startswith("!") for line in allowed)
-    return [path for path in ROOT.iterdir() if any(fnmatch.fnmatch(path.name, line[1:]) for line in allowed)]
+    return [
+        path
+        for path in ROOT.iterdir()
+        if any(fnmatch.fnmatch(path.name, line[1:]) for line in allowed)
+    ]
 
 
 def test_what_is_kept_out_of_the_build():
@@ -375,7 +442,12 @@ def test_what_is_kept_out_of_the_build():
 
 
 def children(process):
-    return [int(pid) for pid in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    return [
+        int(pid)
+        for pid in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        .read_text()
+        .split()
+    ]
 
 
 def pid_1(process):
@@ -401,17 +473,23 @@ def stop(process, image, status):
     asked = time.monotonic()
     os.kill(pid_1(process), getattr(signal, image.stop_signal))
     ended = process.wait()
-    assert ended == status and time.monotonic() - asked < 5, f"{ended}: {process.stderr.read().decode()}"
+    assert ended == status and time.monotonic() - asked < 5, (
+        f"{ended}: {process.stderr.read().decode()}"
+    )
 
 
 def run_as_docker_does(image, duo, tmp_path):
     """The loop, by ENTRYPOINT, as in deploy/README.md: --read-only, .env mounted beside the script."""
     settings = tmp_path / "container.env"
-    settings.write_text("".join(f"{name}={value}\n" for name, value in duo.settings.items()) + "DUO_INTERVAL=1\n")
+    settings.write_text(
+        "".join(f"{name}={value}\n" for name, value in duo.settings.items()) + "DUO_INTERVAL=1\n"
+    )
     settings.chmod(0o600)
     os.chown(settings, 10001, 10001)
     mounts = [(settings, "/opt/duo-collector/.env")]
-    like = (image.root / "var/lib/duo-collector").stat()  # a new named volume is made like the folder it is mounted on
+    like = (
+        image.root / "var/lib/duo-collector"
+    ).stat()  # a new named volume is made like the folder it is mounted on
     state = volume(tmp_path / "docker", like.st_uid, like.st_gid, like.st_mode & 0o7777)
     expected = sum(len(duo.events(name)) for name in LOG_TYPES[:3])
     with_state = [*mounts, (state, "/var/lib/duo-collector")]
@@ -431,8 +509,12 @@ def run_as_docker_does(image, duo, tmp_path):
     saved = state / "checkpoints.json"
     assert json.loads(saved.read_text())["AUTH_SINCE_TIME"] and saved.stat().st_uid == 10001
     status, _, stderr = image.run(image.entrypoint, mounts=mounts)
-    assert status == 78 and "/var/lib/duo-collector" in stderr  # no volume: it says so, and asks Duo for nothing
-    (image.root / "opt/duo-collector/.env").unlink()  # the place of the mount; the image has no such file
+    assert (
+        status == 78 and "/var/lib/duo-collector" in stderr
+    )  # no volume: it says so, and asks Duo for nothing
+    (
+        image.root / "opt/duo-collector/.env"
+    ).unlink()  # the place of the mount; the image has no such file
 
 
 def command_of(image, tenant):
@@ -443,7 +525,11 @@ def pod_of(image, tenant, duo, tmp_path):
     """What the kubelet makes of a tenant's pod: its volume, and how to start its container, with the simulator for Duo."""
     pod, container = tenant.pod, tenant.container
     security = {**pod["securityContext"], **container["securityContext"]}
-    assert security["runAsNonRoot"] and security["runAsUser"] and not security["allowPrivilegeEscalation"]
+    assert (
+        security["runAsNonRoot"]
+        and security["runAsUser"]
+        and not security["allowPrivilegeEscalation"]
+    )
     assert security["capabilities"] == {"drop": ["ALL"]} and security["readOnlyRootFilesystem"]
     environ = {"PATH": PATH}
     for source in container["envFrom"]:
@@ -460,7 +546,9 @@ def pod_of(image, tenant, duo, tmp_path):
     sources = {"secret-key": keys, "state": state}
     return state, {
         "command": command_of(image, tenant),
-        "mounts": [(sources[mount["name"]], mount["mountPath"]) for mount in container["volumeMounts"]],
+        "mounts": [
+            (sources[mount["name"]], mount["mountPath"]) for mount in container["volumeMounts"]
+        ],
         "user": f"{security['runAsUser']}:{security['runAsGroup']}",
         "environ": environ,
     }
@@ -482,7 +570,10 @@ def run_as_kubernetes_does(image, duo, rendered, tmp_path):
     assert len(events.read_text().splitlines()) == sum(len(duo.events(name)) for name in LOG_TYPES)
 
     look_for_late_events(
-        image, duo, {**pod, "command": command_of(image, Tenant(globex.objects, "duo-collector-missing"))}, events
+        image,
+        duo,
+        {**pod, "command": command_of(image, Tenant(globex.objects, "duo-collector-missing"))},
+        events,
     )
 
     duo.rules.stall_s = 30
@@ -505,10 +596,15 @@ def look_for_late_events(image, duo, pod, events):
     lines = before.splitlines(keepends=True)
     yesterday.write_text("".join(lines[:40]))
     events.write_text("".join(lines[40:]))
-    duo.add("telephony", make_events("telephony", 3, now_ms - 90_000_000, now_ms - 80_000_000, seed=1))
+    duo.add(
+        "telephony", make_events("telephony", 3, now_ms - 90_000_000, now_ms - 80_000_000, seed=1)
+    )
     status, stdout, stderr = image.run(**pod)
     assert (status, stdout) == (0, ""), stderr
-    assert re.search("WARNING telephony: of 22 events up to .*, 3 missing from -", stderr) and stderr.count("WARNING") == 1
+    assert (
+        re.search("WARNING telephony: of 22 events up to .*, 3 missing from -", stderr)
+        and stderr.count("WARNING") == 1
+    )
     found = events.read_text()
     assert found.startswith("".join(lines[40:])) and found.count("\n") == len(lines) - 40 + 3
     status, _, stderr = image.run(**pod)
