@@ -103,11 +103,11 @@ class Receiver:
     def hang_up(self, properly):
         """Close the newest connection: as TLS prescribes, with close_notify, or by a FIN alone."""
         connection = self.connections[-1]
-        if properly:
-            connection.settimeout(1)
-            with contextlib.suppress(OSError, ValueError):
-                connection.unwrap()  # what it says first is close_notify; it then waits for an answer
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # it may have ended already
+            if properly:
+                connection.settimeout(1)
+                with contextlib.suppress(OSError):
+                    connection.unwrap()  # it says close_notify, and waits for an answer
             socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def lines(self):
