@@ -282,7 +282,7 @@ def test_the_alert(machine):
         assert (found["ExecMainStatus"], found["ActiveState"]) == ("75", "failed")
         late = "telephony" if name == "stuck" else "authentication, administrator, telephony"
         said = machine.journal(f"duo-collector-lag@{name}", "--priority=err")
-        assert re.search(rf"{name}\.json: behind .*more than 1 h: {late}\n", said)
+        assert re.search(rf"{name}\.json: behind .*more than 1 h.*: {late}\n", said)
     wait_for(lambda: len(server.mails) == 4, "mail about each")
     for name in names[1:]:
         (mail,) = [
@@ -325,12 +325,12 @@ def test_late_events_are_found_across_days(machine):
 
 
 def test_a_search_for_late_events_never_repeats_any(machine):
-    """A file that cannot be read, and a tenant that was never collected: nothing is asked, nothing written, root told."""
+    """A file that cannot be read: nothing is asked, nothing written, root is told."""
     server = MailServer()
     machine.drop_in(
         "duo-collector-mail@.service", f"[Service]\nEnvironment=SMTP=localhost:{server.port}\n"
     )
-    with tenants(machine, ("acme", "new")) as duos:
+    with tenants(machine, ("acme",)) as duos:
         machine.run("systemctl", "start", "duo-collector-once@acme")
         wait_for_all(machine, "acme", duos["acme"])
         machine.write("/var/log/duo/acme-2026-01-01.jsonl", "{}\n", 0)
@@ -338,12 +338,9 @@ def test_a_search_for_late_events_never_repeats_any(machine):
         machine.run("systemctl", "start", "duo-collector-missing@acme", check=False)
         found = machine.show("duo-collector-missing@acme")
         assert (found["ExecMainStatus"], found["ActiveState"]) == ("78", "failed")
-        machine.run("systemctl", "start", "duo-collector-missing@new", check=False)
-        assert machine.show("duo-collector-missing@new")["ActiveState"] == "failed"
-        wait_for(lambda: len(server.mails) == 2, "mail about each")
-        assert any("acme-2026-01-01.jsonl" in mail for mail in server.mails)
+        wait_for(lambda: server.mails, "mail")
+        assert "acme-2026-01-01.jsonl cannot be read" in server.mails[0]
         assert len(duos["acme"].requests) == before
-        assert machine.lines("new") == []
 
 
 def test_shell_scripts_are_clean():
