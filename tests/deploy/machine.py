@@ -314,6 +314,18 @@ def held(machine, name):
         yield file
 
 
+def job(machine, name, what):
+    """The command of one of a tenant's jobs, run as cron would; what it prints would be mailed."""
+    table = machine.path(f"/etc/cron.d/duo-collector-{name}").read_text()
+    (command,) = re.findall(
+        rf"^[^#\n]* duo-collector  (.*{re.escape(what)}.*)$", table, re.MULTILINE
+    )
+    (path,) = re.findall("^PATH=(.*)$", table, re.MULTILINE)
+    user = ["--reuid=duo-collector", "--regid=duo-collector", "--init-groups"]
+    done = machine.run("setpriv", *user, "env", f"PATH={path}", "sh", "-c", command, check=False)
+    return done.stdout + done.stderr
+
+
 class MailServer(socketserver.ThreadingTCPServer):
     """An SMTP server on loopback that keeps the mails it is given."""
 

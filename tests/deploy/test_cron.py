@@ -10,6 +10,7 @@ from deploy.common import DEPLOY, blocks
 from deploy.machine import (
     DAY_S,
     ended,
+    job,
     publish,
     publish_late,
     settle,
@@ -23,18 +24,6 @@ SENDMAIL = '#!/bin/sh\ncat >"$(mktemp /tmp/mail.XXXXXX)"\n'
 
 def mails(machine):
     return "".join(path.read_text() for path in machine.path("/tmp").glob("mail.*"))
-
-
-def job(machine, name, what):
-    """The command of one of a tenant's jobs, run as cron would; what it prints would be mailed."""
-    table = machine.path(f"/etc/cron.d/duo-collector-{name}").read_text()
-    (command,) = re.findall(
-        rf"^[^#\n]* duo-collector  (.*{re.escape(what)}.*)$", table, re.MULTILINE
-    )
-    (path,) = re.findall("^PATH=(.*)$", table, re.MULTILINE)
-    user = ["--reuid=duo-collector", "--regid=duo-collector", "--init-groups"]
-    done = machine.run("setpriv", *user, "env", f"PATH={path}", "sh", "-c", command, check=False)
-    return done.stdout + done.stderr
 
 
 @pytest.mark.slow
