@@ -14,11 +14,14 @@ stdout as a line:
     duo_collector.py --status     show how far each log type has got
     duo_collector.py --since 48h --missing-from FILE ...    print what Duo has and the files lack
 
-The guarantee: every event that Duo publishes is written at least once, and twice only if the
-process ends between writing a page and saving its checkpoint, in this order. Each pass reads the
-five minutes before the checkpoint again (DUO_LOOKBACK), since Duo publishes some events late, and
-drops what was written before. If Duo published nothing for hours, it starts at the newest event
-known. Single events that are published later than that are found by --missing-from.
+The guarantee: every event that Duo publishes is written at least once. Each page of events is
+written, then its checkpoint is saved: only a process that ends between the two repeats events.
+
+A pass ends two minutes before now, and the next one starts five minutes (DUO_LOOKBACK) before that,
+so an event that Duo publishes up to seven minutes late is still collected, once. A log that was
+silent for longer is read from its newest known event, in case Duo published nothing for hours.
+A single event that is published later than that is not noticed: run --missing-from daily to
+find it.
 
 Each log type is collected by a thread of its own. The main thread waits for them and for signals.
 
@@ -97,14 +100,14 @@ class Refused(PassFailed):
     outcome = "refused"
 
 
-class Failed(PassFailed):
+class Retryable(PassFailed):
     """Worth a retry in the same pass: no answer, a 5xx, an answer that makes no sense."""
 
-    patience_s = 30.0  # a log type gives up its pass after this long, and two tries
+    patience_s = 30.0  # a log type gives up its pass after this long, but not before a second try
     retry_after_s = 0.0  # how long the server asks to wait
 
 
-class RateLimited(Failed):
+class RateLimited(Retryable):
     """Duo answers 429: too many requests."""
 
     outcome = "limited"
@@ -234,10 +237,11 @@ def read_key_file(path: str) -> str:
 
 
 def parse_key_file(text: str) -> str:
-    """Parse the path of a key file. Symlinks stay: Kubernetes replaces a secret's by another."""
+    """Check who can read a key file; return its path. Symlinks stay: Kubernetes replaces a secret
+    by changing one. The file is read by load_settings(), once: it may be a pipe."""
     path = os.path.expanduser(text)
-    read_key_file(path)
-    if os.stat(path).st_mode & stat.S_IROTH:
+    mode = os.stat(path).st_mode
+    if stat.S_ISREG(mode) and mode & stat.S_IROTH:
         log.warning("%s can be read by all users, and holds the secret key: chmod 600 it", path)
     return path
 
@@ -385,7 +389,7 @@ class Settings:
     )
     metrics_file: str = setting("DUO_METRICS_FILE", "", parse_path)
     interval_s: float = setting("DUO_INTERVAL", "--interval", parse_interval, "300")
-    requests_per_minute: float = setting(
+    requests_per_minute: float = setting(  # for each log type
         "DUO_REQUESTS_PER_MINUTE", "", partial(parse_number, "requests", 1, 1e6), "50"
     )
     lookback_s: float = setting("DUO_LOOKBACK", "", parse_lookback, "300")
@@ -435,10 +439,11 @@ def load_env_file(given: str | None) -> str:
     folder = os.path.dirname(os.path.abspath(path))
     for line in reversed([*parse_stream(io.StringIO(text))]):  # the last of a repeated name wins
         value = line.value or ""
-        if line.error:
+        if line.error or "=" in (line.key or ""):
             number = line.original.line
             log.warning("settings file %s, line %d: this is not NAME=VALUE", path, number)
-        if not line.key:
+            continue
+        if not line.key:  # a comment, or an empty line
             continue
         if value and line.key in PATHS:
             value = os.path.join(folder, os.path.expanduser(value))
@@ -464,8 +469,10 @@ def load_settings(
         message = f"REQUESTS_CA_BUNDLE {one_line(repr(bundle))}: write the path of a CA bundle"
         raise CollectorError(message, 78)
     values = {name: read_setting(options, environ, *row) for name, row in rows.items()}
-    if values.get("secret_key_file"):
-        values["secret_key"] = read_key_file(values["secret_key_file"])
+    key_file = values.get("secret_key_file")
+    if key_file:
+        with fatal_errors(78, f"DUO_SECRET_KEY_FILE {key_file}"):
+            values["secret_key"] = read_key_file(key_file)
     start_times = {}
     for log_type in LOG_TYPES.values():
         default = str(SEED_MS // log_type.unit_ms)
@@ -580,7 +587,7 @@ class Answer(NamedTuple):
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    length: int  # of its body
     fields: Mapping[str, Any]  # its JSON, with the list of events emptied; empty if it is not JSON
     events: list[Event]  # that list
 
@@ -588,7 +595,7 @@ class Answer(NamedTuple):
     def is_from_duo(self) -> bool:
         """Whether it has Duo's shape. A proxy or a filter answers with HTML, or JSON of its own;
         Duo may answer 401 with nothing (source: duo_unix's mock of Duo)."""
-        if self.status == 401 and not self.body:
+        if self.status == 401 and self.length == 0:
             return True
         return self.fields.get("stat") in ("OK", "FAIL")
 
@@ -619,7 +626,7 @@ class Duo:
     def send(
         self, url: str, auth: Any, log_type: LogType | None = None, post: object = None
     ) -> Answer:
-        """A GET, or a POST of this as JSON; its answer, whatever it is. Raises Failed if none came.
+        """A GET, or a POST of this as JSON; its answer, whatever it is. Raises Retryable if none came.
 
         requests calls `auth` last, so what is signed is what is sent; it also keeps requests from
         using .netrc.
@@ -630,13 +637,14 @@ class Duo:
             response = self.session.request(
                 method, url, json=post, auth=auth, timeout=timeout, stream=True
             )
-            body = response.raw.read(decode_content=True)
+            text = response.raw.read(decode_content=True).decode(errors="replace")
             response.close()  # the connection is reused, since the whole answer was read
         except Exception as error:  # requests and urllib3 raise many types
             self.session.close()  # the rest of this answer must not be read as the next one
-            raise Failed(f"no answer from {explain_no_answer(error, self.settings)}") from None
-        log.debug("%s %s: %d, %s", method, url, response.status_code, counted(len(body), "byte"))
-        return Answer(response.status_code, response.headers, body, *split_answer(body, log_type))
+            raise Retryable(f"no answer from {explain_no_answer(error, self.settings)}") from None
+        status = response.status_code
+        log.debug("%s %s: %d, %s", method, url, status, counted(len(text), "character"))
+        return Answer(status, response.headers, len(text), *split_answer(text, log_type))
 
     def ask(
         self,
@@ -645,7 +653,7 @@ class Duo:
         log_type: LogType | None = None,
         post: object = None,
     ) -> Answer:
-        """A signed request and its answer. Raises Failed."""
+        """A signed request and its answer. Raises Retryable."""
         url = self.settings.base_url + path
         if parameters:
             url += "?" + canonical_query(parameters)
@@ -668,7 +676,7 @@ class Duo:
         return key != before
 
     def fetch_page(self, log_type: LogType, parameters: Mapping[str, str]) -> Page:
-        """One page of events. Raises Refused, RateLimited, Failed or PassFailed."""
+        """One page of events. Raises Refused, RateLimited, Retryable or PassFailed."""
         if self.settings.account_id:
             parameters = {**parameters, "account_id": self.settings.account_id}
         answer = self.ask(f"/admin/{log_type.path}", parameters, log_type)
@@ -678,21 +686,22 @@ class Duo:
         response = answer.fields.get("response")
         holder = response if isinstance(response, dict) else answer.fields
         if holder.get(log_type.list_key) != []:
-            raise Failed(f'Duo\'s answer has no list "{log_type.list_key}": report it')
+            raise Retryable(f'Duo\'s answer has no list "{log_type.list_key}": report it')
         paging = holder.get("metadata") or answer.fields.get("metadata") or {}  # as in duo_client
         try:
             cursor = read_cursor(paging.get("next_offset"))
+            cursor.encode()  # half of a surrogate pair cannot be sent
             return Page(answer.events, cursor, read_total(paging.get("total_objects")))
         except (AttributeError, TypeError, ValueError):
-            raise Failed(f"Duo's answer has invalid metadata: {one_line(str(paging))}") from None
+            raise Retryable(f"Duo's answer has invalid metadata: {one_line(str(paging))}") from None
 
     def ping(self) -> int | None:
-        """Duo's time in ms, or None if it is not told. Source: duo.com/docs/authapi#/ping, and
+        """Duo's time in ms, or None if Duo does not say. Source: duo.com/docs/authapi#/ping, and
         duo_unix #311, which sets its date by it. It is not signed."""
         try:
             answer = self.send(self.settings.base_url + "/auth/v2/ping", lambda request: request)
             told_s = int(answer.fields["response"]["time"])
-        except (Failed, KeyError, TypeError, ValueError):
+        except (Retryable, KeyError, OverflowError, TypeError, ValueError):
             return None
         return told_s * 1000 if 10**9 < told_s < 10**10 else None
 
@@ -720,7 +729,7 @@ class Duo:
         if log_type and kind is Refused and status in (403, 404):
             text += log_type.outlook
         problem = kind(text)
-        if isinstance(problem, Failed):
+        if isinstance(problem, Retryable):
             problem.retry_after_s = answer.retry_after_s
         return problem
 
@@ -745,7 +754,9 @@ class Duo:
             "API application, without stray spaces"
         )
         if not self.clock.is_duos:
-            text += "; or the local clock is wrong, which counts as /auth/v2/ping is not answered"
+            text += (
+                "; or the local clock is wrong: it is used because /auth/v2/ping is not answered"
+            )
         return text
 
 
@@ -755,7 +766,8 @@ class Clock:
     It is what /auth/v2/ping says at the start of a pass, carried on by the monotonic clock, so that
     a local clock that is wrong or set right in between changes nothing. Duo refuses a request whose
     date is five minutes off (source: duo_unix's mock of Duo), and a window that ends too late would
-    skip what is published in between. If the ping is not answered, the local clock counts.
+    skip what is published in between. Without an answer, the local clock is used, and not an older
+    answer: the monotonic clock stands still while a machine is suspended.
     """
 
     SHARED_S = 60.0  # an answer this young is used again, as the threads begin together
@@ -767,7 +779,7 @@ class Clock:
         self.asked_s = -math.inf  # when, by the monotonic clock
         self.told: tuple[int, float] | None = None  # Duo's time in ms, at this monotonic time in s
         self.difference_s = 0.0  # Duo's time minus the local clock
-        self.warned_s = 0.0  # the difference that was last told
+        self.warned_s = 0.0  # the difference last warned about
 
     @property
     def is_duos(self) -> bool:
@@ -800,7 +812,9 @@ class Clock:
             self.warned_s = self.difference_s
             where = "behind" if self.difference_s > 0 else "ahead of"
             off = f"{abs(self.difference_s):,.0f} s {where}"
-            message = "the local clock is %s Duo's; collection goes by Duo's, but set it right"
+            message = (
+                "the local clock is %s Duo's; collection uses Duo's time, but correct the clock"
+            )
             log.warning(message, off)
 
 
@@ -813,7 +827,7 @@ NO_ANSWER = (  # the first pattern found in the names of the exceptions and the 
     ("Key Identifier|Basic Constraints|key usage|keyCertSign", "Python from 3.13 on refuses the CA of a TLS proxy that"
      " does not keep to RFC 5280 ({reason}): have the CA certificate reissued, or use Python 3.12"),
     ("SSLCertVerificationError", "its certificate is not trusted ({reason}): set REQUESTS_CA_BUNDLE to a TLS proxy's CA"),
-    ("SSLError", "no TLS ({reason}): check DUO_API_HOST, HTTPS_PROXY and REQUESTS_CA_BUNDLE"),
+    ("SSLError", "TLS failed ({reason}): check DUO_API_HOST, HTTPS_PROXY and REQUESTS_CA_BUNDLE"),
     ("ReadTimeout", "timed out ({reason}): a firewall or proxy drops requests, or Duo is slow"),
     ("ConnectionRefusedError", "the connection is refused: check DUO_API_HOST, and whether HTTPS_PROXY is needed"),
     ("", "no connection ({reason}): check DUO_API_HOST; a firewall blocks it, HTTPS_PROXY is missing, or Duo is down"),
@@ -864,11 +878,11 @@ MEANINGS: Mapping[str, tuple[type[PassFailed], str]] = {  # by Duo's code, HTTP 
     "404": (Refused, "Duo does not have this log for the account ({reason}): " + NOT_IN_PLAN),
     "405": (PassFailed, "Duo received a different HTTP method ({reason}): a proxy changes requests"),
     "429": (RateLimited, "rate-limited by Duo ({reason}): raise DUO_INTERVAL if this persists"),
-    "500": (Failed, "Duo fails ({reason}): if this persists, see status.duo.com"),
+    "500": (Retryable, "Duo fails ({reason}): if this persists, see status.duo.com"),
     "accounts": (Refused, "Duo lists no accounts ({reason}): use the host and keys of an Accounts API application"),
     "child": (Refused, "refused ({reason}): it is in another deployment and needs an Admin API application of its own"),
-    "unknown": (Failed, "Duo answers with an error that it does not document ({reason}): report it"),
-    "not Duo's": (Failed, "not an answer of Duo's API ({reason}, not Duo's JSON): a proxy or a filter answers in its"
+    "unknown": (Retryable, "Duo answers with an error that it does not document ({reason}): report it"),
+    "not Duo's": (Retryable, "not an answer of Duo's API ({reason}, not Duo's JSON): a proxy or a filter answers in its"
                   " place, DUO_API_HOST is not your API hostname, or Duo is down"),
 }  # fmt: skip
 
@@ -913,13 +927,13 @@ read_value = json.JSONDecoder().raw_decode
 BETWEEN = re.compile(r"[\s,]*")
 
 
-def split_answer(body: bytes, log_type: LogType | None) -> tuple[Mapping[str, Any], list[Event]]:
+def split_answer(text: str, log_type: LogType | None) -> tuple[Mapping[str, Any], list[Event]]:
     """Split an answer into its JSON without events, and the events as Duo wrote them; both are
     empty if it is not a JSON object. Text is kept, as encoding it anew could change numbers."""
     events: list[Event] = []
     try:
         # Line breaks are found only between tokens: within strings, JSON escapes them.
-        text = body.decode(errors="replace").replace("\n", " ").replace("\r", " ")
+        text = text.replace("\n", " ").replace("\r", " ")
         opening = log_type and re.search(rf'"{log_type.list_key}"\s*:\s*\[\s*', text)
         if log_type and opening:
             at = opening.end()
@@ -1007,8 +1021,6 @@ class Walk:
     is `done`. It follows Duo's cursor. Without one it goes on from the newest event's own time.
     """
 
-    SMALLEST_FULL_PAGE = 10  # of a v1 log
-
     def __init__(
         self,
         log_type: LogType,
@@ -1024,8 +1036,8 @@ class Walk:
         self.mintime_ms = start_ms - log_type.overlap_ms
         self.cursor = ""
         self.cursors: set[str] = set()  # all so far
-        self.page: dict[str, Event] = {}  # the latest page's events by identity
-        self.fresh: dict[str, Event] = {}  # of these, what the page before did not have
+        self.fresh: dict[str, Event] = {}  # what the page before did not have, by identity
+        self.latest: set[str] = set()  # identities of the latest page
         self.occurrences: Counter[str] = Counter()  # of events without an id
         self.pages = 0
         self.received = 0  # events
@@ -1033,9 +1045,8 @@ class Walk:
         self.first_ms = 0  # the first event
         self.newest_ms = start_ms  # the newest event
         self.reached_ms = start_ms  # everything before it has been returned
-        # Duo documents that a page of a v1 log may hold more or fewer than 1,000 events: one as
-        # large as any before it may be full.
-        self.full_page = log_type.page_size if log_type.cursor else self.SMALLEST_FULL_PAGE
+        # Duo documents that a page of a v1 log may hold more or fewer than 1,000 events.
+        self.full_page = log_type.page_size if log_type.cursor else 10
         self.cut: tuple[int, str] | None = None  # see step_by_time()
         self.done = False
         self.stuck = False  # there is more, and no way to ask for it
@@ -1055,9 +1066,9 @@ class Walk:
 
     def step(self, page: Page) -> None:
         """Take in the page that was requested, and decide how to go on."""
-        before = self.page
-        self.page = self.identify(page.events)
-        self.fresh = {key: event for key, event in self.page.items() if key not in before}
+        found = self.identify(page.events)
+        self.fresh = {key: event for key, event in found.items() if key not in self.latest}
+        self.latest = set(found)
         self.pages += 1
         self.received += len(self.fresh)
         times = [self.log_type.floor(event.time_ms) for event in page.events if event.time_ms]
@@ -1065,7 +1076,6 @@ class Walk:
         newest_before_ms = self.newest_ms
         self.note_times(within)
         is_full = len(page.events) >= self.full_page
-        self.full_page = max(self.full_page, len(page.events))
         if self.log_type.cursor:
             self.step_by_cursor(page, times, is_full)
         elif is_full or self.newest_ms > newest_before_ms:
@@ -1123,10 +1133,12 @@ class Walk:
         elif self.log_type.ordered:  # a full page without a cursor, or one that leads nowhere
             self.cursor = ""
             self.step_by_time(times, is_full)
-        elif self.received == self.total:
-            self.done = True
-        else:
+        elif page.cursor:
             self.stuck = True
+        else:
+            self.done = True
+            if self.total is None:  # a full page that may or may not be the last
+                self.report_hole(self.start_ms, self.until_ms, f"{self.received:,} events")
 
     def step_by_time(self, times: list[int], is_full: bool) -> None:
         """Go on from the newest event of a page, until nothing newer comes.
@@ -1530,28 +1542,28 @@ class Pace:
     def __init__(self, requests_per_minute: float) -> None:
         self.shortest = 61 / requests_per_minute
         self.interval = self.shortest
-        self.wait = 4.0  # after the next 429
-        self.backoff = 1.0  # after the next failure
+        self.after_429 = 4.0
+        self.after_failure = 1.0
         self.due = 0.0
 
     def page(self, sent: float) -> None:
         """The request sent at `sent` returned a page."""
         self.interval = max(self.shortest, 0.975 * self.interval)
-        self.wait = 4.0
-        self.backoff = 1.0
+        self.after_429 = 4.0
+        self.after_failure = 1.0
         self.due = sent + self.interval
 
     def limited(self, sent: float) -> None:
         """The request sent at `sent` was answered with 429."""
         self.interval = max(self.shortest, min(61, 1.4 * self.interval))
-        self.due = sent + max(self.shortest, self.wait * random.uniform(1, 1.1))
-        self.wait = min(60, 2 * self.wait)
+        self.due = sent + max(self.shortest, self.after_429 * random.uniform(1, 1.1))
+        self.after_429 = min(60, 2 * self.after_429)
 
     def failed(self, now: float) -> None:
         """A request failed at `now`, which says nothing about the limit: back off exponentially,
         with jitter."""
-        self.due = now + max(self.shortest, self.backoff * random.uniform(0.75, 1.25))
-        self.backoff = min(60, 2 * self.backoff)
+        self.due = now + max(self.shortest, self.after_failure * random.uniform(0.75, 1.25))
+        self.after_failure = min(60, 2 * self.after_failure)
 
 
 # Modes: what is wanted of an event, and what is done with a page
@@ -1568,6 +1580,7 @@ class Collection:
         self.checkpoints = checkpoints
         self.states = checkpoints.states
         self.metrics_file = settings.metrics_file
+        self.has_failed = False
 
     def start_at(self, since_ms: int, until_ms: float) -> None:
         """Move every log type to --since at once, so that it holds whatever becomes of the first
@@ -1592,15 +1605,23 @@ class Collection:
         return True
 
     def commit(self, lines: list[str], *rows: LogType) -> None:
-        """Write lines and save these log types' checkpoints. Raises CollectorError."""
+        """Write lines and save these log types' checkpoints. Raises CollectorError.
+
+        A failure ends the process. Until then no other thread may save: the states in memory say
+        that the page is written.
+        """
+        if self.has_failed:
+            raise Stopped
         if rows:
+            self.has_failed = True
             self.checkpoints.document["account"] = self.settings.account
         with self.checkpoints.saving(*rows):
             self.output.write(lines)
+        self.has_failed = False
 
     def result(self, collector: Collector) -> tuple[int, str]:
         """The level and the text of the message at the end of a pass."""
-        events = counted(collector.written, "event")
+        events = counted(collector.new_events, "event")
         requests = counted(collector.requests, "request")
         return logging.INFO, f"{events} in {requests}, up to {collector.up_to}"
 
@@ -1646,12 +1667,12 @@ class Reconciliation(Replay):
         output: Output,
         service: Checkpoints,
         files: str,
-        written: set[bytes],
+        in_files: set[bytes],  # digests
     ) -> None:
         super().__init__(settings, output)
         self.service = service
         self.files = files  # as they were given
-        self.written = written
+        self.in_files = in_files
         self.compared: Counter[LogType] = Counter()
         if settings.metrics_file:
             root, extension = os.path.splitext(settings.metrics_file)
@@ -1674,16 +1695,16 @@ class Reconciliation(Replay):
 
     def wants(self, row: LogType, identity: str) -> bool:
         self.compared[row] += 1
-        return digest(row, identity) not in self.written
+        return digest(row, identity) not in self.in_files
 
     def result(self, collector: Collector) -> tuple[int, str]:
-        level = logging.WARNING if collector.written else logging.INFO
+        level = logging.WARNING if collector.new_events else logging.INFO
         events = counted(self.compared[collector.log_type], "event")
-        missing = f"{collector.written:,} missing from {self.files}"
+        missing = f"{collector.new_events:,} missing from {self.files}"
         return level, f"of {events} up to {collector.up_to}, {missing}"
 
     def value(self, collector: Collector, source: str) -> float:
-        return self.before[collector.log_type.name] + collector.written
+        return self.before[collector.log_type.name] + collector.new_events
 
 
 def read_late(path: str, account: str) -> Counter[str]:
@@ -1742,12 +1763,12 @@ class Collector:
         self.added_fields = json.dumps(added, separators=(",", ":"))[1:] + "\n"
         self.end_ms = math.inf  # of a range; not in it
         self.walk: Walk | None = None  # of the pass under way
-        self.failing: dict[type[Failed], float] = {}  # since when, in s by the monotonic clock
+        self.failing: dict[type[Retryable], float] = {}  # since when, in s by the monotonic clock
         self.status = 0
         self.passes = 0  # ended
         self.began = 0.0  # the pass, in s by the monotonic clock
         self.requests = 0  # in this pass
-        self.written = 0  # events in this pass
+        self.new_events = 0  # in this pass
 
     @property
     def up_to(self) -> str:
@@ -1773,7 +1794,7 @@ class Collector:
     def run_pass(self) -> None:
         self.began = self.run.edges.monotonic()
         self.requests = 0
-        self.written = 0
+        self.new_events = 0
         self.failing = {}
         try:
             self.read_window()
@@ -1791,10 +1812,9 @@ class Collector:
             self.check_clock()
             return
         while not walk.done:
-            page = self.fetch(walk)
+            walk.step(self.fetch(walk))
             self.walk = walk
             self.skip_expired(walk)
-            walk.step(page)
             self.write(walk)
             if walk.stuck:
                 raise PassFailed("Duo's cursor leads nowhere: the log cannot be read to its end")
@@ -1805,21 +1825,24 @@ class Collector:
         now_ms = self.run.clock.now_ms()
         start_ms = self.state.start_ms
         if row.kept_days:
-            # Exactly 180 days are refused, by the time that a request takes (source: Duo Log Sync
-            # #34, elastic/integrations #11621): an hour less.
+            # A window of exactly 180 days has expired by the time the request arrives (source: Duo
+            # Log Sync #34, elastic/integrations #11621).
             start_ms = max(start_ms, now_ms - row.kept_days * DAY_MS + HOUR_MS)
         until_ms = int(min((now_ms - row.delay_ms) // 1000 * 1000, self.end_ms))
         return Walk(row, start_ms, until_ms, self.report_hole)
 
     def check_clock(self) -> None:
         """Raise PassFailed if the window is empty for no good reason."""
+        if not self.run.clock.is_duos:
+            raise PassFailed(
+                "/auth/v2/ping is not answered, and by the local clock there is nothing to read "
+                "yet: check the clock"
+            )
         ahead_ms = self.state.since_ms - self.run.clock.now_ms()
         if ahead_ms > 0 and self.end_ms == math.inf:
             where = f"{self.log_type.since_key} in {self.run.settings.checkpoint_file}"
             ahead = duration(ahead_ms)
             raise PassFailed(f"{where} is {ahead} ahead of now: set it back to collect again")
-        if not self.run.clock.is_duos:
-            raise PassFailed("Duo's time is not known, and by the local clock there is nothing yet")
 
     def fetch(self, walk: Walk) -> Page:
         """The page that the walk asks for, however often that takes. Raises PassFailed."""
@@ -1830,7 +1853,7 @@ class Collector:
             self.requests += 1
             try:
                 page = self.duo.fetch_page(self.log_type, walk.parameters)
-            except Failed as problem:
+            except Retryable as problem:
                 self.health[problem.outcome] += 1
                 self.postpone(problem, sent)
             except PassFailed as problem:
@@ -1843,12 +1866,12 @@ class Collector:
                 self.pace.page(sent)
                 return page
 
-    def postpone(self, problem: Failed, sent: float) -> None:
+    def postpone(self, problem: Retryable, sent: float) -> None:
         """Put the next request off, after one that was sent at `sent` (s, monotonic) failed.
         Raises PassFailed once there was nothing else for as long as the patience lasts."""
         now = self.run.edges.monotonic()
         if isinstance(problem, RateLimited):
-            self.failing.pop(Failed, None)  # Duo can be reached
+            self.failing.pop(Retryable, None)  # Duo can be reached
             self.pace.limited(sent)
         else:
             self.pace.failed(now)
@@ -1900,16 +1923,17 @@ class Collector:
         since_ms = walk.until_ms if walk.done else walk.reached_ms
         lookback_ms = int(self.run.settings.lookback_s * 1000)
         with self.run.writing:
-            self.written += len(lines)
+            self.new_events += len(lines)
             self.health["events"] += len(lines)
             if walk.done:
                 self.health["last_success_ms"] = self.run.clock.now_ms()
             state.written.update(times)
             state.advance(since_ms, min(walk.newest_ms, since_ms), lookback_ms)
             self.run.mode.commit(lines, self.log_type)
-        if walk.done and walk.cut and self.written:
+        walk.fresh = {}  # memory: the next page may be long in coming
+        if walk.done and walk.cut and self.new_events:
             at_ms, shown = walk.cut
-            message = "%s: up to %s, Duo shows %s; the next passes tell if it has more"
+            message = "%s: up to %s, Duo shows %s; later passes will show whether there are more"
             log.info(message, self.log_type.name, iso(at_ms), shown)
 
     def report_hole(self, first_ms: int, last_ms: int, shown: str) -> None:
@@ -1991,10 +2015,10 @@ class Reports:
 
 def progress(collector: Collector, walk: Walk, now: float) -> str:
     """How far a pass has got: the share of the window, the time left, events so far, the rate, the
-    time reached. Both are reckoned from the first event: there may be none for years before."""
+    time reached. The share is measured from the first event: there may be none for years before."""
     elapsed_s = max(0.001, now - collector.began)
     rate = walk.received / elapsed_s * 60
-    text = f"{counted(collector.written, 'event')} so far, {rate:,.0f} a minute"
+    text = f"{counted(collector.new_events, 'event')} so far, {rate:,.0f} a minute"
     text += f", up to {iso(walk.reached_ms)}"
     done = walk.reached_ms - walk.first_ms
     to_do = walk.until_ms - walk.first_ms
@@ -2198,14 +2222,12 @@ def reconciliation(
     """Read the files of --missing-from. Raises CollectorError."""
     assert settings.since
     paths = find_files(options.missing_from, settings.since(int(edges.now() * 1000)))
-    written = read_written(settings, paths)
+    in_files = read_written(settings, paths)
     files = " ".join(options.missing_from)
-    if not written:
-        message = (
-            "--missing-from %s holds no event of this account, so that all are missing from it"
-        )
+    if not in_files:
+        message = "--missing-from %s holds no event of this account, so everything will be printed"
         log.warning(message, files)
-    return Reconciliation(settings, output, service, files, written)
+    return Reconciliation(settings, output, service, files, in_files)
 
 
 def run_mode(run: Run) -> int:
@@ -2215,7 +2237,7 @@ def run_mode(run: Run) -> int:
     edges = run.edges
     collectors = [Collector(run, row) for row in settings.log_types]
     if settings.since:
-        prepare = partial(start_at, run, collectors[0].duo)
+        prepare = partial(apply_since, run, collectors[0].duo)
         if edges.side_by_side([prepare], lambda: None):
             return PassFailed.status if run.once else 0
     reports = Reports(run, collectors)
@@ -2224,7 +2246,7 @@ def run_mode(run: Run) -> int:
     reports.update()
     if not stopped:
         return max(collector.status for collector in collectors)
-    if run.writing.locked():
+    if not run.writing.acquire(blocking=False):  # else nothing is written any more
         message = "stopped by a signal while writing a page: stdout's reader or the disk is slow"
         raise CollectorError(f"{message}; nothing is lost, the page comes again", 74)
     for collector in collectors:
@@ -2234,8 +2256,8 @@ def run_mode(run: Run) -> int:
     return PassFailed.status if run.once else 0
 
 
-def start_at(run: Run, duo: Duo) -> None:
-    """Reckon --since and --until by Duo's time, and start there. Raises CollectorError."""
+def apply_since(run: Run, duo: Duo) -> None:
+    """Resolve --since and --until by Duo's time, and start there. Raises CollectorError."""
     settings = run.settings
     assert settings.since
     run.clock.update(duo)
@@ -2413,6 +2435,7 @@ class StderrHandler(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.shown = 0  # lines of progress
+        self.is_blocked = False  # nobody reads it
         self.is_terminal = False
         self.is_journal = False
         with contextlib.suppress(OSError):
@@ -2442,11 +2465,13 @@ class StderrHandler(logging.Handler):
             self.shown = len(lines)
 
     def write(self, text: str) -> None:
-        """Wait a second at most for a reader of stderr: SIGTERM has to end the process."""
+        """Wait a second at most for a reader of stderr, and no more until there is one: SIGTERM has
+        to end the process."""
         erase = f"\x1b[{self.shown}F\x1b[J" if self.shown else ""
         self.shown = 0
         with contextlib.suppress(OSError):
-            if select.select([], [2], [], 1)[1]:
+            self.is_blocked = not select.select([], [2], [], 0 if self.is_blocked else 1)[1]
+            if not self.is_blocked:
                 os.write(2, (erase + text).encode(errors="backslashreplace"))
 
 
@@ -2485,7 +2510,7 @@ def main(arguments: list[str] | None = None, edges: Edges | None = None) -> int:
         return error.status
     except ModuleNotFoundError as error:
         log.error(
-            "%s is not installed for %s: make the environment anew with python3 -m venv --clear "
+            "%s is not installed for %s: recreate the environment with python3 -m venv --clear "
             ".venv and .venv/bin/python -m pip install -r requirements.txt, then use its Python",
             error.name,
             sys.executable,
