@@ -21,7 +21,7 @@ import pytest
 from conftest import wait_for
 from duo import Rules, Simulator, make_events
 
-from deploy.common import PATH, ROOT, missing
+from deploy.common import PATH, ROOT, blocks, missing
 
 DAY_S = 86_400
 TEXTFILES = "/var/lib/prometheus/node-exporter"  # where node_exporter looks, as Debian builds it
@@ -250,6 +250,17 @@ def settle(machine, name, duo, **more):
     machine.write(f"/root/{name}.env", lines)
     machine.write("/usr/bin/editor", EDITOR, 0o755)
     return f"{key}\n"
+
+
+def set_up_from_page(machine, page, duos):
+    """A page's commands up to its second tenant, as a new user types them; what acme's and globex's --check say."""
+    machine.bash(*blocks(page, "Install"))
+    edit, typed, start, second = blocks(page, "Set up a tenant")
+    key = settle(machine, "acme", duos["acme"])
+    machine.bash(edit)
+    machine.bash(typed, stdin=key)
+    said = machine.bash(start).stdout
+    return said + machine.bash(second, stdin=settle(machine, "globex", duos["globex"])).stdout
 
 
 @contextlib.contextmanager

@@ -218,6 +218,10 @@ class Shipper:
             self.change({"time-reopen(5)": "time-reopen(1)", "/var/lib/syslog-ng": str(folder)})
         (folder / "main.conf").write_text(main)
 
+    def follow(self, logs):
+        """Read another folder."""
+        self.change({f"{self.folder}/log": str(logs)})
+
     def change(self, changes):
         self.text = changed(self.text, changes)
 

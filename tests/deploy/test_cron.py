@@ -13,6 +13,7 @@ from deploy.machine import (
     job,
     publish,
     publish_late,
+    set_up_from_page,
     settle,
     simulated,
     tenants,
@@ -31,13 +32,8 @@ def test_the_page_from_top_to_bottom(bare_machine):
     """Two tenants, as a new user would, with the real cron; then a new key, an upgrade, and nothing of it is left."""
     machine = bare_machine
     with simulated(("acme", "globex")) as duos:
-        machine.bash(*blocks("cron.md", "Install"))
-        edit, typed, start, second = blocks("cron.md", "Set up a tenant")
-        acme = settle(machine, "acme", duos["acme"])
-        machine.bash(edit)
-        machine.bash(typed, stdin=acme)
-        assert "authentication: ok" in machine.bash(start).stdout
-        machine.bash(second, stdin=settle(machine, "globex", duos["globex"]))
+        said = set_up_from_page(machine, "cron.md", duos)
+        assert said.count("authentication: ok") == 2
         for name in duos:
             table = machine.path(f"/etc/cron.d/duo-collector-{name}")
             table.write_text(table.read_text().replace("*/5 * * * * ", "* * * * * "))
@@ -54,7 +50,9 @@ def test_the_page_from_top_to_bottom(bare_machine):
         assert "5 missing" in machine.bash(late).stderr
         wait_for_all(machine, "acme", duos["acme"])
         machine.write("/etc/duo-collector/acme.key", "wrong\n")
-        machine.bash(*blocks("cron.md", "Rotate a key"), stdin=acme)
+        machine.bash(
+            *blocks("cron.md", "Rotate a key"), stdin=settle(machine, "acme", duos["acme"])
+        )
         machine.bash(*blocks("cron.md", "Upgrade"))
         (uninstall,) = blocks("cron.md", "Uninstall")
         machine.bash(

@@ -20,6 +20,7 @@ from deploy.machine import (
     held,
     publish,
     publish_late,
+    set_up_from_page,
     settle,
     simulated,
     tenants,
@@ -34,17 +35,9 @@ def test_the_page_from_top_to_bottom(bare_machine):
     """Two tenants, as a new user would; then an upgrade, a new key, and nothing of it is left."""
     machine = bare_machine
     with simulated(("acme", "globex")) as duos:
-        (install,) = blocks("systemd.md", "Install")
-        machine.bash(install)
-        edit, typed, start, second = blocks("systemd.md", "Set up a tenant")
-        acme = settle(machine, "acme", duos["acme"])
-        machine.bash(edit)
-        machine.bash(typed, stdin=acme)
         machine.drop_in("duo-collector-once@.timer", every_second())
-        said = machine.bash(start)
-        assert "authentication: ok" in said.stdout
-        globex = settle(machine, "globex", duos["globex"])
-        machine.bash(second, stdin=globex)
+        said = set_up_from_page(machine, "systemd.md", duos)
+        assert said.count("authentication: ok") == 2
         for name, duo in duos.items():
             wait_for_all(machine, name, duo)
             assert {timer_state(machine, unit, name) for unit in ("once", "lag", "missing")} == {
@@ -57,7 +50,7 @@ def test_the_page_from_top_to_bottom(bare_machine):
         machine.bash(*blocks("systemd.md", "Upgrade"))
         machine.write("/etc/duo-collector/acme.key", "wrong\n")
         rotate = blocks("systemd.md", "Rotate a key")
-        machine.bash(*rotate, stdin=acme)
+        machine.bash(*rotate, stdin=settle(machine, "acme", duos["acme"]))
         publish(duos["acme"], 7, 5, 250, 200)
         wait_for_all(machine, "acme", duos["acme"])
         (uninstall,) = blocks("systemd.md", "Uninstall")
@@ -290,7 +283,6 @@ def test_the_alert(machine):
         ]
         assert "To: root" in mail
         assert f"{name}.json: behind" in mail
-        assert re.search(r"^\S+ .* behind now", mail, re.MULTILINE) or "behind now" in mail
     assert not any("acme" in mail for mail in server.mails)
 
 
