@@ -1154,7 +1154,8 @@ class Walk:
         shown = [time_ms for time_ms in times if self.mintime_ms <= time_ms <= self.until_ms]
         if not shown:
             is_beyond = max(times, default=0) > self.until_ms
-            self.stuck = is_full and not is_beyond  # no time to go on from
+            is_whole_page = len(self.latest) >= row.page_size
+            self.stuck = is_whole_page and not is_beyond  # no time to go on from
             self.done = not self.stuck
             return
         newest_ms = max(shown)
