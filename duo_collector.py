@@ -859,7 +859,7 @@ def proxy_for(scheme: str) -> str:
 
     proxies = getproxies()
     address = proxies.get(scheme) or proxies.get("all", "")
-    return redact(re.sub("^[^/]*@", "", address))
+    return redact(re.sub("^([a-z0-9]+://)?.*@", r"\1", address))
 
 
 NOT_IN_PLAN = "the account's plan does not include this log, or it is switched off: remove it from DUO_LOG_TYPES"
@@ -895,10 +895,10 @@ def meaning_of(answer: Answer, status: int, code: str, words: str, log_type: Log
         return "not Duo's"
     if "cross-deployment" in words.lower():
         return "child"
-    if log_type is None and status in (401, 403):
-        return "accounts"
     if code == "40105" or "bad request timestamp" in words.lower():
         return "date"
+    if log_type is None and status in (401, 403):
+        return "accounts"
     if code in MEANINGS:
         return code
     if status >= 500:
@@ -1152,7 +1152,9 @@ class Walk:
         row = self.log_type
         shown = [time_ms for time_ms in times if self.mintime_ms <= time_ms <= self.until_ms]
         if not shown:
-            self.done = True
+            is_beyond = max(times, default=0) > self.until_ms
+            self.stuck = is_full and not is_beyond  # no time to go on from
+            self.done = not self.stuck
             return
         newest_ms = max(shown)
         if is_full and min(times) == max(times):
@@ -1400,6 +1402,8 @@ def lock(path: str) -> IO[bytes]:
         trouble = folder_trouble(path)
         if trouble:
             raise OSError(0, trouble)
+        if os.path.exists(beside) and not os.access(beside, os.R_OK):
+            raise OSError(0, f"{beside} belongs to {owner_of(beside)}: chown it, or remove it")
         try:
             file: IO[bytes] = open(beside, "ab+", buffering=0)  # NFS wants it open for writing
         except PermissionError:
@@ -1431,13 +1435,12 @@ codecs.register_error("escape_json", escape_json)
 class Output:
     """Stdout: events as JSON lines, and nothing else."""
 
-    def __init__(self, interrupted: bool = True) -> None:
-        """`interrupted`: the last run may have left half a line. Raises CollectorError."""
+    def __init__(self) -> None:
+        """Raises CollectorError if there is none."""
         if sys.stdout is None:  # the next file opened would get its number, and the events
             raise CollectorError("stdout is closed: there is nowhere to write to", 74)
         self.fd = sys.stdout.fileno()
         self.is_regular = stat.S_ISREG(os.fstat(self.fd).st_mode)
-        self.torn = interrupted
         os.set_blocking(self.fd, True)  # a process sharing the pipe may have made it non-blocking
         if self.is_regular:
             # With `>`, or systemd's StandardOutput=file:, a second writer, copytruncate or a
@@ -1451,8 +1454,7 @@ class Output:
         CollectorError."""
         if not lines:
             return
-        if self.is_regular and self.ends_within_line():
-            lines = ["\n", *lines]
+        self.end_half_line(False)
         for first in range(0, len(lines), 64):  # a page in one piece takes twice the system time
             rest = "".join(lines[first : first + 64]).encode("ascii", "escape_json")
             while rest:
@@ -1460,20 +1462,19 @@ class Output:
         if self.is_regular:
             os.fsync(self.fd)
 
-    def ends_within_line(self) -> bool:
-        """Whether a run that was killed left half a line; asked for each page, as --missing-from
-        may append to the same file."""
+    def end_half_line(self, was_interrupted: bool) -> None:
+        """End the half line that a run left which was killed; asked for each page, as
+        --missing-from may append to the same file. `was_interrupted` counts where a file cannot be
+        read back. Raises OSError."""
+        if not self.is_regular:
+            return
         size = os.fstat(self.fd).st_size
-        if not size:
-            self.torn = False
-            return False
-        try:  # stdout itself may be open for writing only; on macOS this may not open it anew
-            with open(f"/dev/fd/{self.fd}", "rb") as file:
-                return os.pread(file.fileno(), 1, size - 1) != b"\n"
-        except OSError:
-            was_torn = self.torn
-            self.torn = False
-            return was_torn
+        is_half = was_interrupted
+        # stdout itself may be open for writing only; on macOS this may not open it anew.
+        with contextlib.suppress(OSError), open(f"/dev/fd/{self.fd}", "rb") as file:
+            is_half = os.pread(file.fileno(), 1, max(0, size - 1)) != b"\n"
+        if size and is_half:
+            os.write(self.fd, b"\n")
 
 
 def find_files(patterns: Sequence[str], since_ms: int) -> list[str]:
@@ -1631,7 +1632,8 @@ class Collection:
             return collector.state.since_ms
         if source == "clock_ms":
             return collector.duo.clock.difference_s * 1000
-        return float(collector.health[source])
+        value: float = collector.health[source]
+        return value
 
 
 class Replay(Collection):
@@ -1736,14 +1738,15 @@ class Run:
         self.stderr = stderr
         self.clock = Clock(edges)
         self.writing = edges.lock()  # held while a page is written and its checkpoint saved
-        self.said: dict[str, float] = {}  # text: when it was last said, by the monotonic clock
+        self.last_said = ("", 0.0)  # text, and when in s by the monotonic clock
 
     def is_news(self, text: str) -> bool:
-        """Whether this was not said in the last minute: what all log types meet is said once."""
+        """Whether this is not what was said last, in the last minute: what all log types meet is
+        told once."""
+        before, said_at = self.last_said
         now = self.edges.monotonic()
-        last = self.said.get(text, -math.inf)
-        self.said[text] = now
-        return now - last > 60
+        self.last_said = (text, now)
+        return text != before or now - said_at > 60
 
 
 class Collector:
@@ -1812,12 +1815,14 @@ class Collector:
             self.check_clock()
             return
         while not walk.done:
+            if self.is_expiring(walk):
+                walk = self.open_walk()
             walk.step(self.fetch(walk))
             self.walk = walk
             self.skip_expired(walk)
             self.write(walk)
             if walk.stuck:
-                raise PassFailed("Duo's cursor leads nowhere: the log cannot be read to its end")
+                raise PassFailed("Duo has more, but gives no way to ask for it: report it")
 
     def open_walk(self) -> Walk:
         """A walk through the window to read now. It may be empty, or upside down."""
@@ -1831,15 +1836,23 @@ class Collector:
         until_ms = int(min((now_ms - row.delay_ms) // 1000 * 1000, self.end_ms))
         return Walk(row, start_ms, until_ms, self.report_hole)
 
+    def is_expiring(self, walk: Walk) -> bool:
+        """Whether Duo is about to refuse the start of a walk, as the pages of a first run can take
+        more than an hour."""
+        kept_ms = self.log_type.kept_days * DAY_MS
+        return kept_ms > 0 and walk.start_ms < self.run.clock.now_ms() - kept_ms + HOUR_MS // 6
+
     def check_clock(self) -> None:
         """Raise PassFailed if the window is empty for no good reason."""
+        if self.end_ms < math.inf:  # the range ends before it begins
+            return
         if not self.run.clock.is_duos:
             raise PassFailed(
                 "/auth/v2/ping is not answered, and by the local clock there is nothing to read "
                 "yet: check the clock"
             )
         ahead_ms = self.state.since_ms - self.run.clock.now_ms()
-        if ahead_ms > 0 and self.end_ms == math.inf:
+        if ahead_ms > 0:
             where = f"{self.log_type.since_key} in {self.run.settings.checkpoint_file}"
             ahead = duration(ahead_ms)
             raise PassFailed(f"{where} is {ahead} ahead of now: set it back to collect again")
@@ -1878,11 +1891,11 @@ class Collector:
         kind = type(problem)
         is_first = kind not in self.failing
         give_up = self.failing.setdefault(kind, sent) + problem.patience_s
+        self.pace.due = max(self.pace.due, now + problem.retry_after_s)
         if problem.retry_after_s and now + problem.retry_after_s > give_up:
             raise PassFailed(f"{problem}; given up for this pass") from None
         if not is_first and now >= give_up:
             raise PassFailed(f"{problem}; given up for this pass") from None
-        self.pace.due = max(self.pace.due, now + problem.retry_after_s)
         is_news = is_first and self.run.is_news(str(problem))
         level = logging.INFO if is_news else logging.DEBUG
         again = duration((self.pace.due - now) * 1000)
@@ -1931,8 +1944,15 @@ class Collector:
             state.advance(since_ms, min(walk.newest_ms, since_ms), lookback_ms)
             self.run.mode.commit(lines, self.log_type)
         walk.fresh = {}  # memory: the next page may be long in coming
-        if walk.done and walk.cut and self.new_events:
-            at_ms, shown = walk.cut
+        if walk.done and walk.cut:
+            self.tell_full_second(*walk.cut)
+
+    def tell_full_second(self, at_ms: int, shown: str) -> None:
+        """Say that the newest second fills a page: there may be more. Of a range, no later pass
+        will show it."""
+        if self.end_ms < math.inf:
+            self.report_hole(at_ms, at_ms, shown)
+        elif self.new_events:
             message = "%s: up to %s, Duo shows %s; later passes will show whether there are more"
             log.info(message, self.log_type.name, iso(at_ms), shown)
 
@@ -1956,7 +1976,12 @@ class Collector:
         level, text = run.mode.result(self)
         if problem:
             level = logging.ERROR
-            text += f"; {problem}" if run.is_news(f"end: {problem}") else "; given up, as before"
+            if not self.requests:
+                text = str(problem)
+            elif run.is_news(f"end: {problem}"):
+                text += f"; {problem}"
+            else:
+                text += "; given up for the same reason"
         if not run.once:
             text += f"; next pass in {duration(run.settings.interval_s * 1000)}"
         log.log(level, "%s: %s", self.log_type.name, text)
@@ -2193,23 +2218,22 @@ def collect(
     """Collect, in one pass or in passes until stopped; return the exit status. Raises
     CollectorError."""
     path = settings.checkpoint_file
+    output = Output()
     if options.missing_from is not None:
-        output = Output()
         service = Checkpoints(settings)  # read before the files, which then hold all that is older
         mode: Collection = reconciliation(settings, options, output, service, edges)
-        return run_mode(Run(settings, edges, mode, True, stderr))
+        return run_mode(Run(settings, edges, mode, True, stderr), was_interrupted=True)
     if settings.until:
-        mode = Replay(settings, Output())
-        return run_mode(Run(settings, edges, mode, True, stderr))
-    output = Output(interrupted=os.path.exists(f"{path}.new"))
+        mode = Replay(settings, output)
+        return run_mode(Run(settings, edges, mode, True, stderr), was_interrupted=True)
     with lock(path):
         checkpoints = Checkpoints(settings)
         for row in settings.log_types:
             if row.since_key in checkpoints.document and os.environ.get(row.since_key):
                 since = iso(checkpoints.states[row].since_ms)
                 log.info("%s is not used: the checkpoint file says %s", row.since_key, since)
-        mode = Collection(settings, output, checkpoints)
-        return run_mode(Run(settings, edges, mode, options.once, stderr))
+        run = Run(settings, edges, Collection(settings, output, checkpoints), options.once, stderr)
+        return run_mode(run, was_interrupted=os.path.exists(f"{path}.new"))
 
 
 def reconciliation(
@@ -2223,16 +2247,18 @@ def reconciliation(
     assert settings.since
     paths = find_files(options.missing_from, settings.since(int(edges.now() * 1000)))
     in_files = read_written(settings, paths)
-    files = " ".join(options.missing_from)
+    files = " ".join(options.missing_from)[:300]
     if not in_files:
         message = "--missing-from %s holds no event of this account, so everything will be printed"
         log.warning(message, files)
     return Reconciliation(settings, output, service, files, in_files)
 
 
-def run_mode(run: Run) -> int:
+def run_mode(run: Run, was_interrupted: bool) -> int:
     """Run the passes of all log types side by side; return the exit status. Raises
     CollectorError."""
+    with fatal_errors(74, "stdout cannot be written"):
+        run.mode.output.end_half_line(was_interrupted)
     settings = run.settings
     edges = run.edges
     collectors = [Collector(run, row) for row in settings.log_types]
@@ -2452,7 +2478,8 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         priority = PRIORITIES[record.levelno] if self.is_journal else ""
-        self.write(f"{priority}{redact(self.format(record))}\n")
+        # Up to 4,096 bytes, select() tells whether a pipe takes them.
+        self.write(f"{priority}{redact(self.format(record))[:4000]}\n")
 
     def show(self, lines: list[str]) -> None:
         """Show the progress in place of what was shown before."""
