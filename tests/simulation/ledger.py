@@ -138,7 +138,8 @@ class Ledger:
                 process.met.add("another range")  # of which its files may hold nothing
                 entry.allowed += 1
         entry.written += 1
-        self.newest[name] = max(self.newest[name], entry.time)
+        if not entry.is_odd:
+            self.newest[name] = max(self.newest[name], entry.time)
         if entry.written > entry.allowed:
             times = f"was written {entry.written} times; {entry.allowed} may be"
             raise entry.failure(f"{times} ({process.kind}): {line[:200]!r}")
@@ -166,7 +167,8 @@ class Ledger:
             else:
                 times = f"{entry.written} times of {entry.count}"
                 raise entry.failure(f"was written {times}, and the checkpoint is {stamp(at)}")
-        told_by = min(at - 10, self.newest[name])  # something newer shows that there may be more
+        # Something newer within the window shows that there may be more
+        told_by = self.newest[name] if self.newest[name] < at else 0.0
         passed = [crowd for crowd in self.crowds_due if crowd[0] == name and crowd[1] < told_by]
         for crowd in passed:
             self.crowds_due.remove(crowd)
