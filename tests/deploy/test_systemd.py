@@ -339,3 +339,24 @@ def test_shell_scripts_are_clean():
     scripts = [DEPLOY / "duo-collector", DEPLOY / "install"]
     done = subprocess.run(["shellcheck", *map(str, scripts)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_command(machine):
+    """Options without a tenant, a tenant that there is not, and the user that it runs as."""
+    assert machine.collector("--version").stdout.startswith("duo_collector.py ")
+    assert machine.collector().stdout == ""
+    unknown = machine.collector("nobody", "--status", check=False)
+    assert unknown.returncode == 78
+    assert "/etc/duo-collector/nobody.env" in unknown.stderr
+    with tenants(machine, ("acme",), 5) as duos:
+        done = machine.collector("acme", "--once")
+        assert done.stdout.count("\n") == 10
+        assert machine.outputs("acme") == []
+        user = machine.path("/var/log/duo").stat().st_uid
+        assert user > 0
+        assert machine.checkpoint("acme").stat().st_uid == user
+        publish(duos["acme"], 1, 5, 250, 200)
+        machine.collector("--append", "acme", "--once")
+        (file,) = machine.outputs("acme")
+        assert file.read_text().count("\n") == 10
+        assert file.stat().st_uid == user
