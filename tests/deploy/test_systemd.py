@@ -97,9 +97,23 @@ def test_from_2_0_0(bare_machine):
         machine.bash(commands)
         publish(duos["acme"], 1, 10, 250, 200)
         machine.run("systemctl", "start", "duo-collector-once@acme")
-        lines = machine.lines("acme")
-        assert len(lines) == 20
+        machine.run("systemctl", "start", "duo-collector-missing@acme")  # it knows the old file
+        assert len(machine.lines("acme")) == 20
         assert machine.path("/var/log/duo/acme.jsonl").read_text().count("\n") == 100
+
+
+def test_from_the_cron_job_in_readme(machine):
+    """The tenant continues the job's checkpoint, and the daily job knows its file."""
+    with tenants(machine, ("duo",)) as duos:
+        machine.run("install", "-d", "/root/.local/state/duo")
+        job = "/opt/duo-collector/.venv/bin/python duo_collector.py --once -q --env-file /etc/duo-collector/duo.env"
+        own = "--checkpoint-file ~/.local/state/duo/checkpoints.json"
+        machine.bash(f"{job} {own} >/var/log/duo/duo.jsonl")
+        machine.bash(*blocks("systemd.md", "From the cron job in README"))
+        publish(duos["duo"], 1, 10, 250, 200)
+        machine.run("systemctl", "start", "duo-collector-once@duo")
+        machine.run("systemctl", "start", "duo-collector-missing@duo")
+        assert len(machine.lines("duo")) == 20
 
 
 def test_the_units_are_sound_and_closed(machine):
