@@ -1912,7 +1912,7 @@ class Collector:
         if walk.start_ms <= since_ms:
             return
         if since_ms == row.floor(SEED_MS):
-            message = f"starts {row.kept_days} days back, as far as Duo serves (other: --since)"
+            message = f"starts {row.kept_days} days back, as far as Duo serves (to start elsewhere: --since)"
             if self.run.is_news(message):
                 log.info("first run: %s", message)
         else:
