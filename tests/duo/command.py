@@ -34,11 +34,10 @@ def _typed(field: dataclasses.Field, default: Any, value: str) -> Any:
         return None
     if isinstance(default, str) or "choices" in field.metadata:
         return int(value) if isinstance(default, int) else value
-    if field.name == "missing":
-        return {
-            log_type: int(status)
-            for log_type, status in (pair.split(":") for pair in value.split(",") if pair)
-        }
+    if field.name == "missing" or (field.name == "latency_s" and ":" in value):
+        number = int if field.name == "missing" else float
+        pairs = [pair.split(":") for pair in value.split(",") if pair]
+        return {log_type: number(text) for log_type, text in pairs}
     if isinstance(default, tuple):
         return tuple(part for part in value.split(",") if part)
     if isinstance(default, bool):
@@ -69,7 +68,7 @@ def options_parser() -> argparse.ArgumentParser:
         "file, and serve until interrupted. With COMMAND, run it with these settings in its\n"
         "environment, and a temporary checkpoint file unless one is named, and end as it ends.",
         epilog="rules, with their choices (the first is the default) or default; lists take a\n"
-        "comma, and missing takes log_type:status pairs; see the class Rules for what they mean:\n"
+        "comma, missing takes log_type:status pairs, and latency_s may take log_type:seconds; see the class Rules for what they mean:\n"
         + rules,
     )
     parser.add_argument("--port", type=int, default=0, help="default: a free one")

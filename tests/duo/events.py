@@ -2,7 +2,7 @@
 
 import json
 import random
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from .rules import EPOCH
@@ -381,3 +381,24 @@ def make_events(
     offline enrolment events have whole seconds, so the first may seem to precede start_ms.
     """
     return list(iter_events(log_type, count, start_ms, end_ms, seed))
+
+
+def with_shared_ids(events: Iterable[Any]) -> Iterable[Any]:
+    """The events of a v2 log, and after every tenth another one with its id, a minute later."""
+    for number, event in enumerate(events):
+        yield event
+        if number % 10 == 0 and isinstance(event, dict):
+            yield _a_minute_later(event)
+
+
+def _a_minute_later(event: Dict[str, Any]) -> Dict[str, Any]:
+    later = dict(event)
+    for name in ("isotimestamp", "ts"):
+        if isinstance(event.get(name), str):
+            moment = datetime.fromisoformat(event[name].replace("Z", "+00:00"))
+            later[name] = (moment + timedelta(minutes=1)).isoformat()
+    if isinstance(event.get("timestamp"), int):
+        later["timestamp"] = event["timestamp"] + 60
+    if "result" in event:
+        later.update(result="fraud", reason="user_marked_fraud")
+    return later
