@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import wait_for
 
-from deploy.common import DEPLOY, blocks
+from deploy.common import DEPLOY, blocks, program
 from deploy.machine import (
     DAY_S,
     TEXTFILES,
@@ -351,7 +351,8 @@ def test_a_search_for_late_events_never_repeats_any(machine):
 
 def test_shell_scripts_are_clean():
     scripts = [DEPLOY / "duo-collector", DEPLOY / "install"]
-    done = subprocess.run(["shellcheck", *map(str, scripts)], capture_output=True, text=True)
+    command = [program("shellcheck", "shellcheck"), *map(str, scripts)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
 
 
