@@ -432,10 +432,6 @@ def load_env_file(given: str | None) -> str:
         if b"\0" in content:
             raise ValueError("it is not UTF-8 but perhaps UTF-16: save it as UTF-8")
         text = content.decode("utf-8-sig")
-    if stat.S_ISREG(mode) and mode & 0o077:
-        log.warning(
-            "%s can be read by other users, and may hold the secret key: chmod 600 it", path
-        )
     folder = os.path.dirname(os.path.abspath(path))
     for line in reversed([*parse_stream(io.StringIO(text))]):  # the last of a repeated name wins
         value = line.value or ""
@@ -445,6 +441,11 @@ def load_env_file(given: str | None) -> str:
             continue
         if not line.key:  # a comment, or an empty line
             continue
+        holds_key = line.key == "DUO_SECRET_KEY" and value
+        if holds_key and stat.S_ISREG(mode) and mode & 0o077:
+            log.warning(
+                "%s can be read by other users, and holds the secret key: chmod 600 it", path
+            )
         if value and line.key in PATHS:
             value = os.path.join(folder, os.path.expanduser(value))
         os.environ.setdefault(line.key, value)
