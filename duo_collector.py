@@ -108,7 +108,8 @@ class Retryable(PassFailed):
 
 
 class RateLimited(Retryable):
-    """Duo answers 429: too many requests."""
+    """Duo answers 429: too many requests. A log type gives up its pass 300 s after it sent the
+    first of those in a row."""
 
     outcome = "limited"
     patience_s = 300.0
@@ -767,8 +768,12 @@ class Clock:
     It is what /auth/v2/ping says at the start of a pass, carried on by the monotonic clock, so that
     a local clock that is wrong or set right in between changes nothing. Duo refuses a request whose
     date is five minutes off (source: duo_unix's mock of Duo), and a window that ends too late would
-    skip what is published in between. Without an answer, the local clock is used, and not an older
-    answer: the monotonic clock stands still while a machine is suspended.
+    skip what is published in between.
+
+    Without an answer, the local clock is used, and not an older answer: the monotonic clock stands
+    still while a machine is suspended. If it is five minutes off, Duo refuses the requests, and the
+    pass ends with 77; if by it there is nothing to read yet, nothing is requested, and the pass
+    ends with 75. Nothing is skipped.
     """
 
     SHARED_S = 60.0  # an answer this young is used again, as the threads begin together
@@ -1019,7 +1024,12 @@ class Walk:
     """A walk through a window of time (ms, both bounds included), page by page, oldest first.
 
     Request `parameters`, pass the page to `step`, take the new events from `fresh`, until the walk
-    is `done`. It follows Duo's cursor. Without one it goes on from the newest event's own time.
+    is `done`.
+
+    With a cursor (v2 logs, Trust Monitor) it ends at an empty page, or at a page that is not full
+    and either has no cursor or holds as many events as Duo counts. By time (v1 logs, which have no
+    cursor, and v2 logs whose cursor fails) it goes on from the newest event's own time, and ends at
+    a page that has nothing within the window, or, for v1 logs, is not full and has nothing newer.
     """
 
     def __init__(
