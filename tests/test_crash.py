@@ -12,7 +12,16 @@ import time
 
 import duo as tenant
 import pytest
-from conftest import DEFAULT, HOUR, ONLY, fill_and_seed, finish, repeated_and_torn, run_until
+from conftest import (
+    DEFAULT,
+    HOUR,
+    ONLY,
+    fill_and_seed,
+    finish,
+    log_requests,
+    repeated_and_torn,
+    run_until,
+)
 
 
 def largest_page(duo):
@@ -47,9 +56,11 @@ def test_sigkill_at_random_instants_loses_nothing_and_repeats_at_most_a_page_eac
     for _ in range(26):
         with open(output, "ab") as file:
             process = collector.start(*options, stdout=file)
-        goal = len(duo.requests) + chance.choice([0, 1, 1, 2, 2, 3])  # 0: somewhere in its start
-        started = goal > len(duo.requests)
-        run_until(process, lambda goal=goal: len(duo.requests) >= goal)
+        goal = len(log_requests(duo)) + chance.choice(
+            [0, 1, 1, 2, 2, 3]
+        )  # 0: somewhere in its start
+        started = goal > len(log_requests(duo))
+        run_until(process, lambda goal=goal: len(log_requests(duo)) >= goal)
         time.sleep(chance.random() * (0.015 if started else 0.3))
         process.kill()
         kills += finish(process).status == -signal.SIGKILL

@@ -22,6 +22,7 @@ from conftest import (
     fill,
     in_ms,
     instant,
+    log_requests,
     mend,
     now_ms,
     odd,
@@ -63,13 +64,13 @@ def test_what_is_missing_is_written_once_and_said(duo, collector, file):
     fill(duo, LOG_TYPES, 40, seed=5, hours=(5, 2))  # published hours late
     missing.update(dict.fromkeys(LOG_TYPES, 40))
 
-    asked, checkpoints = len(duo.requests), collector.checkpoint_file.read_bytes()
+    asked, checkpoints = len(log_requests(duo)), collector.checkpoint_file.read_bytes()
     size = file.stat().st_size
     result = mend(collector, file, "--log-types", ALL)
     assert result.status == 0, result.stderr
     assert differences(duo, events_in(file)) == NONE
     assert told(result) == {log_type: ("WARNING", 340, missing[log_type]) for log_type in LOG_TYPES}
-    assert len(duo.requests) - asked <= 2 * len(LOG_TYPES) + 2
+    assert len(log_requests(duo)) - asked <= 2 * len(LOG_TYPES) + 2
     with open(file, "rb") as found:
         found.seek(size)
         assert read(found.read()) != read(b"")
