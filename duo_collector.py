@@ -1045,7 +1045,8 @@ class Walk:
         self.first_ms = 0  # the first event
         self.newest_ms = start_ms  # the newest event
         self.reached_ms = start_ms  # everything before it has been returned
-        # Duo documents that a page of a v1 log may hold more or fewer than 1,000 events.
+        # A page this large may be full. Duo documents that one of a v1 log may hold more or fewer
+        # than 1,000 events: 10 costs a request now and then, and is safe.
         self.full_page = log_type.page_size if log_type.cursor else 10
         self.cut: tuple[int, str] | None = None  # see step_by_time()
         self.done = False
@@ -1153,7 +1154,8 @@ class Walk:
         shown = [time_ms for time_ms in times if self.mintime_ms <= time_ms <= self.until_ms]
         if not shown:
             is_beyond = max(times, default=0) > self.until_ms
-            self.stuck = is_full and not is_beyond  # no time to go on from
+            is_whole_page = len(self.latest) >= row.page_size
+            self.stuck = is_whole_page and not is_beyond  # no time to go on from
             self.done = not self.stuck
             return
         newest_ms = max(shown)
@@ -1833,7 +1835,8 @@ class Collector:
             # A window of exactly 180 days has expired by the time the request arrives (source: Duo
             # Log Sync #34, elastic/integrations #11621).
             start_ms = max(start_ms, now_ms - row.kept_days * DAY_MS + HOUR_MS)
-        until_ms = int(min((now_ms - row.delay_ms) // 1000 * 1000, self.end_ms))
+        served_ms = (now_ms - row.delay_ms) // 1000 * 1000  # whole seconds suit all logs
+        until_ms = int(min(served_ms, self.end_ms))
         return Walk(row, start_ms, until_ms, self.report_hole)
 
     def is_expiring(self, walk: Walk) -> bool:
@@ -1884,7 +1887,7 @@ class Collector:
         Raises PassFailed once there was nothing else for as long as the patience lasts."""
         now = self.run.edges.monotonic()
         if isinstance(problem, RateLimited):
-            self.failing.pop(Retryable, None)  # Duo can be reached
+            self.failing.pop(Retryable, None)  # Duo can be reached: patience starts again
             self.pace.limited(sent)
         else:
             self.pace.failed(now)
@@ -1909,7 +1912,7 @@ class Collector:
         if walk.start_ms <= since_ms:
             return
         if since_ms == row.floor(SEED_MS):
-            message = f"starts {row.kept_days} days back, as far as Duo serves (other: --since)"
+            message = f"starts {row.kept_days} days back, as far as Duo serves (to start elsewhere: --since)"
             if self.run.is_news(message):
                 log.info("first run: %s", message)
         else:
@@ -1925,7 +1928,7 @@ class Collector:
         state = self.state
         lines = []
         times = {}
-        latest_ms = walk.until_ms + 2 * self.log_type.delay_ms
+        latest_ms = walk.until_ms + 2 * self.log_type.delay_ms  # v1 logs show what is younger, too
         for identity, event in walk.fresh.items():
             is_odd = not walk.start_ms <= event.time_ms <= latest_ms
             times[identity] = walk.until_ms if is_odd else int(event.time_ms)

@@ -16,7 +16,7 @@ import pytest
 from conftest import SCRIPT
 from duo import make_events
 
-from deploy.common import DEPLOY, changed
+from deploy.common import DEPLOY, changed, program
 from deploy.shipper import BOTH, HOUR_MS, LOG_TYPES, numbered, wait_for
 
 FIRST_DAY = "2026-12-01"
@@ -337,7 +337,8 @@ def test_rsyslog_with_a_connection_for_each_event_loses_nothing(shipper):
 
 
 def test_a_loss_is_found_by_counts(machine, duo):
-    """deploy/shippers.md's command, on the files and on what arrived."""
+    """deploy/shippers.md's command."""
+    program("jq", "jq")
     cross_midnight(machine, duo)
     page = (DEPLOY / "shippers.md").read_text()
     (command,) = re.findall(

@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import wait_for
 
-from deploy.common import DEPLOY, blocks
+from deploy.common import DEPLOY, blocks, program
 from deploy.machine import (
     DAY_S,
     TEXTFILES,
@@ -97,9 +97,23 @@ def test_from_2_0_0(bare_machine):
         machine.bash(commands)
         publish(duos["acme"], 1, 10, 250, 200)
         machine.run("systemctl", "start", "duo-collector-once@acme")
-        lines = machine.lines("acme")
-        assert len(lines) == 20
+        machine.run("systemctl", "start", "duo-collector-missing@acme")  # it knows the old file
+        assert len(machine.lines("acme")) == 20
         assert machine.path("/var/log/duo/acme.jsonl").read_text().count("\n") == 100
+
+
+def test_from_the_cron_job_in_readme(machine):
+    """The tenant continues the job's checkpoint, and the daily job knows its file."""
+    with tenants(machine, ("duo",)) as duos:
+        machine.run("install", "-d", "/root/.local/state/duo")
+        job = "/opt/duo-collector/.venv/bin/python duo_collector.py --once -q --env-file /etc/duo-collector/duo.env"
+        own = "--checkpoint-file ~/.local/state/duo/checkpoints.json"
+        machine.bash(f"{job} {own} >/var/log/duo/duo.jsonl")
+        machine.bash(*blocks("systemd.md", "From the cron job in README"))
+        publish(duos["duo"], 1, 10, 250, 200)
+        machine.run("systemctl", "start", "duo-collector-once@duo")
+        machine.run("systemctl", "start", "duo-collector-missing@duo")
+        assert len(machine.lines("duo")) == 20
 
 
 def test_the_units_are_sound_and_closed(machine):
@@ -337,5 +351,27 @@ def test_a_search_for_late_events_never_repeats_any(machine):
 
 def test_shell_scripts_are_clean():
     scripts = [DEPLOY / "duo-collector", DEPLOY / "install"]
-    done = subprocess.run(["shellcheck", *map(str, scripts)], capture_output=True, text=True)
+    command = [program("shellcheck", "shellcheck"), *map(str, scripts)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_command(machine):
+    """Options without a tenant, a tenant that there is not, and the user that it runs as."""
+    assert machine.collector("--version").stdout.startswith("duo_collector.py ")
+    assert machine.collector().stdout == ""
+    unknown = machine.collector("nobody", "--status", check=False)
+    assert unknown.returncode == 78
+    assert "/etc/duo-collector/nobody.env" in unknown.stderr
+    with tenants(machine, ("acme",), 5) as duos:
+        done = machine.collector("acme", "--once")
+        assert done.stdout.count("\n") == 10
+        assert machine.outputs("acme") == []
+        user = machine.path("/var/log/duo").stat().st_uid
+        assert user > 0
+        assert machine.checkpoint("acme").stat().st_uid == user
+        publish(duos["acme"], 1, 5, 250, 200)
+        machine.collector("--append", "acme", "--once")
+        (file,) = machine.outputs("acme")
+        assert file.read_text().count("\n") == 10
+        assert file.stat().st_uid == user

@@ -34,11 +34,10 @@ def _typed(field: dataclasses.Field, default: Any, value: str) -> Any:
         return None
     if isinstance(default, str) or "choices" in field.metadata:
         return int(value) if isinstance(default, int) else value
-    if field.name == "missing":
-        return {
-            log_type: int(status)
-            for log_type, status in (pair.split(":") for pair in value.split(",") if pair)
-        }
+    if field.name == "missing" or (field.name == "latency_s" and ":" in value):
+        number = int if field.name == "missing" else float
+        pairs = [pair.split(":") for pair in value.split(",") if pair]
+        return {log_type: number(text) for log_type, text in pairs}
     if isinstance(default, tuple):
         return tuple(part for part in value.split(",") if part)
     if isinstance(default, bool):
@@ -56,7 +55,7 @@ def _stall(text: str) -> Tuple[float, float, float, Tuple[str, ...]]:
     return float(start), float(end), float(share), chosen
 
 
-def _parser() -> argparse.ArgumentParser:
+def options_parser() -> argparse.ArgumentParser:
     rules = "\n".join(
         f"  {name}={'|'.join(map(str, field.metadata.get('choices', [getattr(Rules(), name)])))}"
         for name, field in Rules.__dataclass_fields__.items()
@@ -69,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "file, and serve until interrupted. With COMMAND, run it with these settings in its\n"
         "environment, and a temporary checkpoint file unless one is named, and end as it ends.",
         epilog="rules, with their choices (the first is the default) or default; lists take a\n"
-        "comma, and missing takes log_type:status pairs; see the class Rules for what they mean:\n"
+        "comma, missing takes log_type:status pairs, and latency_s may take log_type:seconds; see the class Rules for what they mean:\n"
         + rules,
     )
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
@@ -116,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(command: List[str], settings: Dict[str, str]) -> int:
+def run_beside(command: List[str], settings: Dict[str, str], stdout: Any = None) -> int:
     """Run a command to its end, passing signals on; returns its exit status."""
     with tempfile.TemporaryDirectory(prefix="duo.") as folder:
         # Nothing of the caller's own may lead elsewhere: a proxy, or the file of another secret key.
@@ -130,7 +129,9 @@ def _run(command: List[str], settings: Dict[str, str]) -> int:
             environment.setdefault("DUO_CHECKPOINT_FILE", os.path.join(folder, "checkpoints.json"))
         try:
             # In a session of its own, or Ctrl-C on a terminal would reach it twice.
-            process = subprocess.Popen(command, env=environment, start_new_session=True)
+            process = subprocess.Popen(
+                command, env=environment, stdout=stdout, start_new_session=True
+            )
         except OSError as error:
             print(f"duo: {command[0]}: {error.strerror}", file=sys.stderr)
             return 127
@@ -140,7 +141,7 @@ def _run(command: List[str], settings: Dict[str, str]) -> int:
         return status if status >= 0 else 128 - status
 
 
-def _simulator(options: argparse.Namespace) -> Simulator:
+def simulator_for(options: argparse.Namespace) -> Simulator:
     """What the command line asks for, with its events: one account, or a parent and its children."""
     rules = Rules(**{"seed": options.seed, **dict(options.set)})
     if not options.children:
@@ -174,10 +175,10 @@ def main(argv: List[str]) -> int:
     if "--" in argv:
         split = argv.index("--")
         own, command = argv[:split], argv[split + 1 :]
-    options = _parser().parse_args(own)
+    options = options_parser().parse_args(own)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
-    simulator = _simulator(options)
+    simulator = simulator_for(options)
     try:
         simulator.start()
     except OSError as error:
@@ -190,7 +191,7 @@ def main(argv: List[str]) -> int:
             file=sys.stderr,
         )
         if command:
-            return _run(command, simulator.settings)
+            return run_beside(command, simulator.settings)
         for name, value in simulator.settings.items():
             print(f"{name}={value}", flush=True)
         threading.Event().wait()  # until a signal raises SystemExit

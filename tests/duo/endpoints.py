@@ -9,6 +9,7 @@ import random
 import re
 import time
 import urllib.parse
+import zlib
 from datetime import timezone
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
@@ -18,6 +19,7 @@ from .limits import RateLimiter
 from .rules import (
     ACCOUNT_LIST,
     CROSS_DEPLOYMENT,
+    DUO_HEADERS,
     KEPT_MS,
     LOG_TYPES,
     PATHS,
@@ -65,10 +67,15 @@ def _signed_date(headers: Any) -> Optional[str]:
 
 
 def _ok(response: bytes, events: int = 0) -> Answer:
-    # Duo's Ruby client accepts exactly this Content-Type, with nothing after it.
-    return Answer(
-        200, {"Content-Type": "application/json"}, b'{"stat":"OK","response":%s}' % response, events
-    )
+    body = b'{"stat":"OK","response":%s}' % response
+    headers = {
+        **DUO_HEADERS,
+        # Duo's Ruby client accepts exactly this Content-Type, with nothing after it.
+        "Content-Type": "application/json",
+        "ETag": f'"{zlib.crc32(body):08x}"',
+        "Cache-Control": "no-store",
+    }
+    return Answer(200, headers, body, events)
 
 
 def _integer(call: Call, name: str, default: int) -> int:
@@ -327,6 +334,8 @@ class Endpoints:
         metadata = self._metadata(call, rows, after, done + count)
         if call.log.v2 and self.rules.total != "absent":
             metadata["total_objects"] = self._total(end - first, left, count)
+        if call.log.v2 and not rows and self.rules.empty_page == "cursor":
+            metadata = {"next_offset": self._empty_page_cursor(call), "total_objects": 0}
         return _ok(
             b'{"%s":[%s],"metadata":%s}'
             % (
@@ -387,6 +396,12 @@ class Endpoints:
         )
         as_list = call.name == "authentication" and self.rules.auth_cursor == "list"
         return {"next_offset": pair if as_list else cursor}
+
+    def _empty_page_cursor(self, call: Call) -> Any:
+        """The one that led here, or one at the end of the window."""
+        pair = (call.cursor or f"{call.maxtime},{'0' * 8}").split(",", 1)
+        as_list = call.name == "authentication" and self.rules.auth_cursor == "list"
+        return pair if as_list else ",".join(pair)
 
     def _total(self, window: int, left: int, count: int) -> Any:
         if self.rules.total == "object":

@@ -2,7 +2,7 @@
 
 import json
 import random
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from .rules import EPOCH
@@ -32,7 +32,7 @@ APPLICATIONS = ("Acme VPN", "Microsoft 365", "Café Intranet – Mail", 'Jenkins
 FACTORS = (
     "duo_push",
     "duo_push",
-    "duo_push",
+    "verified_duo_push",
     "phone_call",
     "duo_mobile_passcode",
     "hardware_token",
@@ -54,6 +54,50 @@ AGENTS: Tuple[Any, ...] = (
     [],
     [{"security_agent": "Cisco Secure Endpoint", "version": "8.2.1"}],
 )
+# What fixtures of other collectors show beside Duo's documentation: assessments of risk-based
+# authentication in full, empty and absent; the other two members were only seen by name.
+ASSESSMENTS: Tuple[Any, ...] = (
+    {},
+    {
+        "more_secure_auth": {
+            "detected_attack_detectors": None,
+            "features_version": "3.0",
+            "model_version": "2022.07.19.001",
+            "policy_enabled": False,
+            "preview_mode_enabled": True,
+            "reason": "Normal level of trust; no detection of known attack pattern",
+            "trust_level": "NORMAL",
+        },
+        "remember_me": {
+            "features_version": "3.0",
+            "model_version": "2022.07.19.001",
+            "policy_enabled": False,
+            "reason": "Novel Access IP",
+            "trust_level": "LOW",
+        },
+    },
+    {
+        "more_secure_auth": {
+            "detected_attack_detectors": ["NOVEL_ASN"],
+            "features_version": "3.0",
+            "model_version": "2022.07.19.001",
+            "policy_enabled": True,
+            "reason": "Low level of trust",
+            "trust_level": "LOW",
+        }
+    },
+)
+RISK_MEMBERS: Tuple[Any, ...] = (
+    {},
+    {"adaptive_trust_assessments": ASSESSMENTS[0]},
+    {"adaptive_trust_assessments": ASSESSMENTS[1], "trusted_session_info": None},
+    {
+        "adaptive_trust_assessments": ASSESSMENTS[2],
+        "passport_assessment": None,
+        "trusted_session_info": {},
+    },
+)
+SYNC = "AD Sync: corp.example.com"
 ADMIN_ACTIONS = (  # action, object, and a description if Duo sends one
     (
         "admin_login",
@@ -79,6 +123,16 @@ ADMIN_ACTIONS = (  # action, object, and a description if Duo sends one
     ("group_create", "eng", None),
     ("phone_delete", None, None),
     ("activation_begin", "new admin"),
+    ("customer_update", "Acme Corp", "{'name': 'Acme Corp', 'notes': \"cut sho"),  # not valid JSON
+)
+# Those who are no administrators, with what they do.
+MACHINE_ACTIONS = (
+    ("System", "admin_lockout", "Zoë Owner", '{"reason": "inactivity"}'),
+    ("API (Admin API)", "bypass_create", "björn.müller", '{"bypass": "", "count": 1}'),
+    ("API (Admin API)", "integration_skey_view", "Acme VPN", None),
+    ("API (Admin API)", "policy_create", "Contractors", '{"sections": {}}'),
+    (SYNC, "ad_sync_by_user_begin", "noor şahin", None),
+    (SYNC, "ad_sync_by_user_finish", "noor şahin", '{"status": "Success"}'),
 )
 EXPLANATIONS = [
     {"type": "NEW_COUNTRY_CODE", "summary": "Authentication from a country new to this user."},
@@ -118,13 +172,14 @@ class Draw(random.Random):
         return {
             "browser": browser[0],
             "browser_version": browser[1],
+            "device_info_source": self.choice((None, "Duo Desktop", "User Agent")),
             "epkey": self.key("EP"),
             "flash_version": "uninstalled",
             "hostname": self.choice((None, "null", "LT-0042")),
             "ip": self.choice((self.address(), "2001:db8::7", "203.0.113.9:51432", None)),
             "is_encryption_enabled": secured,
             "is_firewall_enabled": secured,
-            "is_password_set": secured,
+            "is_password_set": self.choice((secured, None)),
             "java_version": self.choice((None, "uninstalled")),
             "location": self.choice(PLACES),
             "os": system[0],
@@ -144,6 +199,8 @@ def _authentication(draw: Draw, time_us: int) -> Dict[str, Any]:
         "key": draw.key("DP"),
         "location": draw.choice(PLACES),
         "name": "+1 734-555-0142",
+        "serial": draw.choice((None, None, "CCCCCC012345")),
+        "type": draw.choice((None, "Mobile", "Hardware token")),
     }
     event = {
         "access_device": draw.access_device(),
@@ -161,6 +218,7 @@ def _authentication(draw: Draw, time_us: int) -> Dict[str, Any]:
         "trusted_endpoint_status": draw.choice(("not trusted", "unknown", None)),
         "txid": draw.uuid(),
         "user": draw.party("DU", groups=['All (AD "corp")', "VPN"]),
+        **draw.choice(RISK_MEMBERS),
     }
     if draw.random() < 0.05:  # somebody whom Duo does not know
         event.update(
@@ -178,6 +236,7 @@ def _activity(draw: Draw, time_us: int) -> Dict[str, Any]:
         "action": {
             "details": draw.choice((None, DETAILS)),
             "name": draw.choice(("admin_update", "phone_create", "webauthncredential_create")),
+            "result": None,
         },
         "activity_id": draw.uuid(),
         "actor": draw.party("DE", details=DETAILS, type="admin"),
@@ -223,6 +282,8 @@ def _v1_event(
 
 
 def _administrator(draw: Draw, time_us: int) -> Dict[str, Any]:
+    if draw.random() < 0.3:
+        return _v1_event(time_us, *draw.choice(MACHINE_ACTIONS))
     name = draw.choice(("", "API", "Zoë Owner", "AD Sync", "[Björn's key]"))
     return _v1_event(time_us, name, *draw.choice(ADMIN_ACTIONS))
 
@@ -320,3 +381,24 @@ def make_events(
     offline enrolment events have whole seconds, so the first may seem to precede start_ms.
     """
     return list(iter_events(log_type, count, start_ms, end_ms, seed))
+
+
+def with_shared_ids(events: Iterable[Any]) -> Iterable[Any]:
+    """The events of a v2 log, and after every tenth another one with its id, a minute later."""
+    for number, event in enumerate(events):
+        yield event
+        if number % 10 == 0 and isinstance(event, dict):
+            yield _a_minute_later(event)
+
+
+def _a_minute_later(event: Dict[str, Any]) -> Dict[str, Any]:
+    later = dict(event)
+    for name in ("isotimestamp", "ts"):
+        if isinstance(event.get(name), str):
+            moment = datetime.fromisoformat(event[name].replace("Z", "+00:00"))
+            later[name] = (moment + timedelta(minutes=1)).isoformat()
+    if isinstance(event.get("timestamp"), int):
+        later["timestamp"] = event["timestamp"] + 60
+    if "result" in event:
+        later.update(result="fraud", reason="user_marked_fraud")
+    return later

@@ -132,7 +132,10 @@ COMMON_FAULTS = (
 )
 # Those that are in the mix only when asked for. clock_401 was an outage that Duo once had; no_metadata and
 # no_cursor leave that out of a good answer; nan and deep put into the first event what is no JSON, or more
-# levels than a parser takes; no_time leaves that out of what /auth/v2/ping answers.
+# levels than a parser takes; no_time leaves that out of what /auth/v2/ping answers. html_* are a filter's
+# or a proxy's pages, as users of collectors have met them with every status; empty_401 is a refusal without
+# a body; no_list and other_list are good answers without their list, or with it under another name;
+# fail_1000 is {"stat":"FAIL","code":1000} with 200, from reports of users, too.
 FAULT_KINDS = COMMON_FAULTS + (
     "clock_401",
     "error_404",
@@ -141,11 +144,21 @@ FAULT_KINDS = COMMON_FAULTS + (
     "nan",
     "deep",
     "no_time",
+    "html_200",
+    "html_401",
+    "html_403",
+    "html_404",
+    "html_407",
+    "empty_401",
+    "no_list",
+    "other_list",
+    "fail_1000",
 )
 SPOILT_MEMBERS = {
     "nan": b'"score":NaN,',
     "deep": b'"deep":%s%s,' % (b"[" * 100_000, b"]" * 100_000),
 }
+DUO_HEADERS = {"Server": "Duo/1.0"}  # as recorded by Duo's Python client in 2022
 ACCOUNT_LIST = "/accounts/v1/account/list"
 CROSS_DEPLOYMENT = (
     "Cross-deployment Admin API usage through Accounts API is currently not available"
@@ -194,6 +207,11 @@ class Rules:
     v1_order: str = _one_of("ascending", "shuffled")  # order within a page of v1 events
     v1_limit: int = 1000  # the number of earliest events that v1 gives
     v1_mintime: str = _one_of("inclusive", "exclusive")  # does v1 give events of that second
+    # Does a v2 page without events have a cursor and total_objects 0 (in a plug-in's fixtures)
+    empty_page: str = _one_of("plain", "cursor")
+    # Every tenth v2 event added has a second one a minute later with the same id and another result
+    # (in fixtures of three other collectors, all of which look edited)
+    shared_ids: bool = False
     text: str = _one_of("utf-8", "ascii")  # is what is not ASCII escaped; for events added later
     limit: str = _one_of("error", "clamp")  # a limit below 1 or above the maximum
     unknown_parameters: str = _one_of("ignore", "400")
@@ -212,11 +230,18 @@ class Rules:
     rate_shape: str = _one_of("sliding", "fixed", "bucket")
     rate_scope: str = _one_of("endpoint", "account")
     count_refused: bool = False  # does a 429 count as a request
-    retry_after: Optional[str] = _one_of(None, "seconds", "date")  # form of Retry-After on a 429
+    # s for which all is refused once the limit is hit: other clients wait 120 or 600; 0: as the shape says
+    limit_lasts_s: float = 0.0
+    # Requests a minute of other clients, which share the quota (IBM, AppFabric: one client an account)
+    other_clients: float = 0.0
+    # Form of Retry-After on a 429; "x_seconds": X-Retry-After, which Duo's own unix client honours
+    retry_after: Optional[str] = _one_of(None, "seconds", "date", "x_seconds")
 
     # Trouble
     date_offset: float = 0.0  # s by which a proxy's Date is off Duo's; Duo goes by its own
-    latency_s: float = 0.0  # s before every answer
+    # s before an answer begins, or such by log type: other clients wait 60 or 120 s for one
+    latency_s: Any = 0.0
+    encoding: str = _one_of("gzip", "identity")  # gzip and chunked, where the client accepts it
     bytes_per_s: Optional[float] = None  # of the body, on a slow link; None: at once
     fault_rate: float = 0.0  # share of requests, 0 to 1, that meet one of fault_kinds
     fault_kinds: Tuple[str, ...] = _some_of(FAULT_KINDS, lambda _: COMMON_FAULTS)
@@ -249,6 +274,8 @@ class Rules:
         for one in value if "members" in metadata else [value]:
             if allowed and one not in allowed:
                 raise ValueError(f"{name}: {one!r} is none of {', '.join(map(str, allowed))}")
+        if name == "latency_s" and isinstance(value, dict) and set(value) - set(LOG_TYPES):
+            raise ValueError(f"latency_s: {value!r} has a log type that Duo has not")
         super().__setattr__(name, value)
 
 
@@ -300,11 +327,14 @@ class Refusal(Exception):
         return json.dumps(content).encode()
 
     def answer(self, rules: Rules, now_ms: int) -> Answer:
-        headers = {"Content-Type": "application/json"}
+        # Recordings of a 401 have these and Date and Content-Length, none of a good answer's.
+        headers = {**DUO_HEADERS, "Content-Type": "application/json", "Connection": "keep-alive"}
         if self.wait_s is not None and rules.retry_after == "seconds":
             headers["Retry-After"] = str(math.ceil(self.wait_s))
         elif self.wait_s is not None and rules.retry_after == "date":
             headers["Retry-After"] = _http_date(now_ms + math.ceil(self.wait_s) * 1000)
+        elif self.wait_s is not None and rules.retry_after == "x_seconds":
+            headers["X-Retry-After"] = str(math.ceil(self.wait_s))
         return Answer(self.code // 100, headers, self.body(rules))
 
 

@@ -2,10 +2,12 @@
 
 import collections
 import contextlib
+import gzip
 import http
 import http.server
 import ipaddress
 import json
+import math
 import os
 import random
 import socket
@@ -19,6 +21,7 @@ import urllib.parse
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 from .endpoints import Endpoints, _signed_date
+from .events import with_shared_ids
 from .rules import FAULT_KINDS, LOG_TYPES, PATHS, SPOILT_MEMBERS, Answer, Refusal, Request, Rules
 from .store import Row, Stall, _compact
 
@@ -124,6 +127,8 @@ class Simulator(Endpoints):
         """
         if isinstance(events, (dict, str, bytes)):
             events = [events]
+        if self.rules.shared_ids and LOG_TYPES[log_type].v2:
+            events = with_shared_ids(events)
         if self.rules.text == "ascii":
             events = (
                 json.dumps(event, separators=(",", ":")) if isinstance(event, dict) else event
@@ -212,7 +217,10 @@ class Simulator(Endpoints):
                 fault,
             )
         )
-        return answer._replace(delay_s=answer.delay_s + self.rules.latency_s)
+        latency_s = self.rules.latency_s
+        if isinstance(latency_s, dict):
+            latency_s = latency_s.get(log_type, 0.0)
+        return answer._replace(delay_s=answer.delay_s + latency_s)
 
     def _next_fault(self, log_type: str) -> Any:
         for key in (log_type, None):
@@ -245,6 +253,8 @@ class Simulator(Endpoints):
             return answer._replace(events=0, body=answer.body[: len(answer.body) // 2])
         if fault in ("no_metadata", "no_cursor"):
             return answer._replace(body=_without(fault, answer.body))
+        if fault in ("no_list", "other_list"):
+            return _without_list(fault, answer)
         if fault in SPOILT_MEMBERS:
             return answer._replace(
                 body=answer.body.replace(b"[{", b"[{" + SPOILT_MEMBERS[fault], 1)
@@ -252,6 +262,9 @@ class Simulator(Endpoints):
         return self._replacement(fault)
 
     def _replacement(self, fault: str) -> Answer:
+        """Another answer in place of Duo's: a refusal, or what something on the way says."""
+        if fault.startswith("html_"):
+            return _html(int(fault[len("html_") :]))
         refusals = {
             "error_500": Refusal(50001),
             "error_429": Refusal(42901, wait_s=1.0),
@@ -265,10 +278,39 @@ class Simulator(Endpoints):
             "empty_200": (200, "application/json", b""),
             "no_time": (200, "application/json", b'{"stat":"OK","response":{}}'),
             "stat_fail": (200, "application/json", Refusal(50001).body(self.rules)),
-            "html_502": (502, "text/html", b"<html><body><h1>502 Bad Gateway</h1></body></html>\n"),
+            "empty_401": (401, "text/plain", b""),
+            "fail_1000": (200, "application/json", FAIL_1000),
             "error_503": (503, "text/plain", b"Service Unavailable\n"),
         }[fault]
         return Answer(status, {"Content-Type": kind}, body)
+
+
+FAIL_1000 = b'{"stat":"FAIL","code":1000,"message":"Unknown error"}'
+
+
+def _html(status: int) -> Answer:
+    """A page of a proxy or a filter, or of a wrong host."""
+    title = f"{status} {http.HTTPStatus(status).phrase}"
+    headers = {"Content-Type": "text/html"}
+    if status == 407:
+        headers["Proxy-Authenticate"] = 'Basic realm="proxy"'
+    return Answer(status, headers, f"<html><body><h1>{title}</h1></body></html>\n".encode())
+
+
+def _without_list(fault: str, answer: Answer) -> Answer:
+    """A good answer whose list of events is not there, or has another name."""
+    if answer.status != 200:
+        return answer
+    content = json.loads(answer.body)
+    response = content["response"]
+    if isinstance(response, list):  # v1
+        response = {"logs": response}
+    name = next((name for name, value in response.items() if isinstance(value, list)), "")
+    events = response.pop(name, [])
+    if fault == "other_list":
+        response["entries"] = events
+    content["response"] = response
+    return answer._replace(events=0, body=_compact(content).encode())
 
 
 def _without(fault: str, body: bytes) -> bytes:
@@ -280,6 +322,11 @@ def _without(fault: str, body: bytes) -> bytes:
         name: value for name, value in json.loads(metadata[:-2]).items() if name != "next_offset"
     }
     return events + (found + _compact(kept).encode() if fault == "no_cursor" else b"") + b"}}"
+
+
+def _chunked(body: bytes, size: int = 16_384) -> bytes:
+    pieces = [body[first : first + size] for first in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in [*pieces, b""])
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -360,24 +407,36 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             phrase = "Unknown"
         simulator = self.server.simulator
         fields = {"Date": simulator.date(), "Content-Length": str(len(body)), **headers}
+        steps = 1
+        speed = simulator.rules.bytes_per_s
+        piece = max(1, int(speed / 10)) if speed else 0
+        if speed:
+            steps = math.ceil(len(body) / piece) or 1
+        if self.is_compressed(headers):
+            del fields["Content-Length"]
+            fields.update({"Content-Encoding": "gzip", "Transfer-Encoding": "chunked"})
+            body = _chunked(gzip.compress(body, 1))
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        opening = f"HTTP/1.1 {status} {phrase}\r\n{head}\r\n".encode("latin-1")
+        end = len(body)
         if half:
-            body = body[: len(body) // 2]
+            end //= 2
             self.close_connection = True
-        opening, speed = (
-            f"HTTP/1.1 {status} {phrase}\r\n{head}\r\n".encode("latin-1"),
-            simulator.rules.bytes_per_s,
-        )
-        if speed is None:
-            self.wfile.write(opening + body)
+        if not speed:
+            self.wfile.write(opening + body[:end])
             return
         self.wfile.write(opening)
-        piece = max(1, int(speed / 10))
-        for first in range(0, len(body), piece):
-            self.wfile.write(body[first : first + piece])
+        size = math.ceil(len(body) / steps) or 1  # as slow as the body that is not compressed
+        for first in range(0, end, size):
+            self.wfile.write(body[first : min(first + size, end)])
             if simulator.stopping.wait(piece / speed):
                 self.close_connection = True
                 return
+
+    def is_compressed(self, headers: Dict[str, str]) -> bool:
+        """Duo's good answers are, where the client accepts it."""
+        accepts = "gzip" in self.headers.get("Accept-Encoding", "")
+        return accepts and "ETag" in headers and self.server.simulator.rules.encoding == "gzip"
 
     def reset(self) -> None:
         """Close so that the peer sees a reset and not the end of a stream."""
