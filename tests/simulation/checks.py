@@ -37,7 +37,7 @@ def check_status(world: World, process: Process) -> None:
             right |= {75, 77}
         if process.stopping or met & FAILURES:
             right.add(75)
-    if met & {"disk", "full_disk", "closed_folder"}:
+    if met & {"disk", "full_disk", "full_output", "closed_folder"}:
         right |= {74, 78}
     if process.kind == "missing" and "unreadable_output" in met:
         right.add(78)

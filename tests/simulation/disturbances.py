@@ -259,6 +259,7 @@ DISTURBANCES: dict[str, Disturbance] = {
     "ntp_step": Row(ntp_step, 12, (0.02, 3), True, (), "duo_unix #311, #354"),
     "drift": Row(drift, 3, (100, 700), True, (), "duo_unix #311, #354"),
     "full_disk": Row(disk("is_full", True), 8, (0.1, 6), False, (74, 78), "any machine"),
+    "full_output": Row(disk("is_output_full", True), 8, (0.1, 6), False, (74,), "any machine"),
     "odd_folder": Row(disk("folder_errno", errno.EINVAL), 4, (2, 48), True, (), ""),
     "closed_folder": Row(disk("folder_errno", errno.EACCES), 2, (1, 10), False, (74, 78), ""),
     "unreadable_output": Row(disk("is_unreadable", True), 3, (24, 300), True, (), ""),

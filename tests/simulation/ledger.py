@@ -197,8 +197,11 @@ class Ledger:
                 told.append(self.world.lives)
             return
         is_unordered = not LOG_TYPES[name].v2 and LOG_TYPES[name].cursor
-        is_endless = is_unordered and "missing_metadata" in process.met
-        if is_endless or (process.met & CURSOR_TROUBLE and self.is_crowded_ms(name, first)):
+        if is_unordered and "missing_metadata" in process.met:
+            # Full pages that may or may not be the last: of several in a row, one is told
+            self.holes[name].append((first, last + int(3 * DAY)))
+            return
+        if process.met & CURSOR_TROUBLE and self.is_crowded_ms(name, first):
             self.holes[name].append((first, last))
             return
         if self.world.duo.rules.total in ("int", "object", "absent"):

@@ -87,6 +87,7 @@ class Stream:
             if id(entry) not in unsaved | self.orphans:
                 raise entry.failure("is lost in a power failure, and the checkpoint is beyond it")
         os.truncate(self.path, size)
+        self.touch(self.changed)
         data = self.path.read_bytes()[-100_000:]
         self.tail = data[data.rfind(b"\n") + 1 :]
         self.is_torn = bool(self.tail)
@@ -114,6 +115,7 @@ class Disk(types.SimpleNamespace):
         self.undone: list[tuple[float, Entry]] = []
         self.hollow: set = set()  # files of which a power failure leaves the name only
         self.is_full = False
+        self.is_output_full = False  # stdout leads to another disk than the checkpoint file's
         self.is_unreadable = False  # stdout's file
         self.folder_errno = 0  # of syncing or opening the folder
         self.left: int | None = None  # calls until the process is killed
@@ -182,7 +184,7 @@ class Disk(types.SimpleNamespace):
                 stream.write(data[: world.draw.randint(0, len(data))], process)
                 world.forgive(process)
             raise
-        if self.is_full:
+        if self.is_full or self.is_output_full:
             room = world.draw.choice((0, 0, len(data) // 2))
             if not room:
                 world.forgive(process)  # the page in flight
@@ -200,7 +202,7 @@ class Disk(types.SimpleNamespace):
             if self.folder_errno:
                 raise OSError(self.folder_errno, os.strerror(self.folder_errno))
             self.settled()
-        elif self.is_full:
+        elif self.is_full or (stream and self.is_output_full):
             if stream:
                 world.forgive(world.process)
             raise OSError(errno.ENOSPC, "No space left on device")
