@@ -9,8 +9,8 @@ import shutil
 import signal
 import subprocess
 import time
+from datetime import datetime
 
-import duo as tenant
 import pytest
 from conftest import (
     DEFAULT,
@@ -94,7 +94,7 @@ def test_killed_between_write_and_save_exactly_that_page_comes_again(
         lines = written.splitlines(keepends=True)
         if written.endswith(b"\n") and len(lines) % size == 0:
             with contextlib.suppress(ValueError):
-                when = tenant.datetime.fromisoformat(json.loads(lines[-1])["ts"])
+                when = datetime.fromisoformat(json.loads(lines[-1])["ts"])
                 if collector.since("telephony") < int(when.timestamp() * 1000):
                     break
         process.send_signal(signal.SIGCONT)

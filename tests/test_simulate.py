@@ -10,9 +10,9 @@ import urllib.parse
 import urllib.request
 from email.utils import formatdate, parsedate_to_datetime
 
+import duo as tenant
 import duo_client
 import duo_client.client
-import duo as tenant
 import pytest
 from conftest import SCRIPT
 from duo import Rules, Simulator, make_events
@@ -26,23 +26,42 @@ def ask(duo, log_type, date=None, **parameters):
     host, path = duo.host, tenant.LOG_TYPES[log_type].path
     date, lists = date or formatdate(), {name: [str(value)] for name, value in parameters.items()}
     signed = duo_client.client.sign(
-        duo.ikey, duo.skey, "GET", host, path, date, 5, lists, body="", digestmod="sha512", additional_headers={}
+        duo.ikey,
+        duo.skey,
+        "GET",
+        host,
+        path,
+        date,
+        5,
+        lists,
+        body="",
+        digestmod="sha512",
+        additional_headers={},
     )
     url = f"{duo.url}{path}?{urllib.parse.urlencode(lists, doseq=True)}"
     request = urllib.request.Request(url, headers={"Date": date, "Authorization": signed})
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            request, timeout=30
+        ) as answer:
             return answer.status, answer.headers, json.loads(answer.read())
     except urllib.error.HTTPError as refusal:
         return refusal.code, refusal.headers, json.loads(refusal.read())
 
 
 def window(duo, hours=1):
-    return {"mintime": duo.now_ms() - hours * HOUR, "maxtime": duo.now_ms() - 2 * MINUTE, "sort": "ts:asc"}
+    return {
+        "mintime": duo.now_ms() - hours * HOUR,
+        "maxtime": duo.now_ms() - 2 * MINUTE,
+        "sort": "ts:asc",
+    }
 
 
 def telephony(duo, count, hours=1):
-    duo.add("telephony", make_events("telephony", count, duo.now_ms() - hours * HOUR, duo.now_ms() - 5 * MINUTE))
+    duo.add(
+        "telephony",
+        make_events("telephony", count, duo.now_ms() - hours * HOUR, duo.now_ms() - 5 * MINUTE),
+    )
 
 
 def test_a_stall_hides_a_share_of_the_events_until_its_end():
@@ -69,7 +88,9 @@ def test_a_stall_hides_a_share_of_the_events_until_its_end():
     assert shown() == {"telephony": 200, "activity": 100, "authentication": 100}
 
 
-@pytest.mark.parametrize("fault, kept", [("no_metadata", None), ("no_cursor", {"total_objects": 9})])
+@pytest.mark.parametrize(
+    "fault, kept", [("no_metadata", None), ("no_cursor", {"total_objects": 9})]
+)
 def test_the_nth_page_without_metadata_or_without_a_cursor(fault, kept, duo):
     telephony(duo, 9)
     duo.inject("telephony", None, fault)
@@ -81,7 +102,11 @@ def test_the_nth_page_without_metadata_or_without_a_cursor(fault, kept, duo):
 
 
 def test_metadata_in_an_event_of_a_v1_log_are_not_those_of_the_page(duo):
-    event = {"timestamp": duo.now_ms() // 1000 - 600, "metadata": {"next_offset": "none"}, "response": []}
+    event = {
+        "timestamp": duo.now_ms() // 1000 - 600,
+        "metadata": {"next_offset": "none"},
+        "response": [],
+    }
     duo.add("administrator", event)
     duo.inject("administrator", "no_metadata", "no_cursor")
     for _ in range(2):
@@ -90,19 +115,31 @@ def test_metadata_in_an_event_of_a_v1_log_are_not_those_of_the_page(duo):
 
 def test_a_cursor_that_is_refused_after_some_pages_of_a_walk(duo):
     duo.rules.cursor_pages = 2
-    duo.add("trust_monitor", make_events("trust_monitor", 30, duo.now_ms() - HOUR, duo.now_ms() - 5 * MINUTE))
+    duo.add(
+        "trust_monitor",
+        make_events("trust_monitor", 30, duo.now_ms() - HOUR, duo.now_ms() - 5 * MINUTE),
+    )
     span = {"mintime": duo.now_ms() - 2 * HOUR, "maxtime": duo.now_ms() - 2 * MINUTE, "limit": 5}
     for _ in range(2):  # each walk anew
         first = ask(duo, "trust_monitor", **span)[2]["response"]["metadata"]["next_offset"]
-        second = ask(duo, "trust_monitor", **span, offset=first)[2]["response"]["metadata"]["next_offset"]
+        second = ask(duo, "trust_monitor", **span, offset=first)[2]["response"]["metadata"][
+            "next_offset"
+        ]
         assert ask(duo, "trust_monitor", **span, offset=second)[0] == 400
 
 
 def test_a_short_page_where_cursors_fail_reaches_beyond_its_first_ms(duo):
     duo.rules.short_pages, duo.rules.cursor_pages = True, 1
     at_ms = duo.now_ms() - 10 * MINUTE
-    duo.add("telephony", make_events("telephony", 3, at_ms, at_ms + 1) + make_events("telephony", 9, at_ms + 1000, at_ms + 2000))
-    counts = {len(ask(duo, "telephony", limit=1000, **window(duo))[2]["response"]["items"]) for _ in range(40)}
+    duo.add(
+        "telephony",
+        make_events("telephony", 3, at_ms, at_ms + 1)
+        + make_events("telephony", 9, at_ms + 1000, at_ms + 2000),
+    )
+    counts = {
+        len(ask(duo, "telephony", limit=1000, **window(duo))[2]["response"]["items"])
+        for _ in range(40)
+    }
     assert min(counts) >= 4
     assert len(counts) > 3
 
@@ -113,7 +150,9 @@ def test_a_proxys_date_is_off_while_duo_goes_by_its_own(duo):
     assert status == 200
     assert abs(parsedate_to_datetime(headers["Date"]).timestamp() - time.time() - 1200) < 5
     with urllib.request.urlopen(f"{duo.url}/auth/v2/ping") as answer:
-        assert abs(parsedate_to_datetime(answer.headers["Date"]).timestamp() - time.time() - 1200) < 5
+        assert (
+            abs(parsedate_to_datetime(answer.headers["Date"]).timestamp() - time.time() - 1200) < 5
+        )
         assert abs(json.loads(answer.read())["response"]["time"] - time.time()) < 5
     assert ask(duo, "telephony", date=formatdate(time.time() + 1200), **window(duo))[0] == 401
 
@@ -122,7 +161,11 @@ def test_a_proxys_date_is_off_while_duo_goes_by_its_own(duo):
 def test_the_code_and_the_words_for_a_date_that_is_off(code, duo):
     duo.rules.date_code, duo.rules.date_message = code, "Bad request timestamp, it says"
     status, _, answer = ask(duo, "telephony", date=formatdate(time.time() - 3600), **window(duo))
-    assert (status, answer["code"], answer["message"]) == (401, code, "Bad request timestamp, it says")
+    assert (status, answer["code"], answer["message"]) == (
+        401,
+        code,
+        "Bad request timestamp, it says",
+    )
 
 
 def test_duos_time_is_not_to_be_had(duo):
@@ -155,7 +198,11 @@ def test_events_that_are_no_json_and_a_slow_link(duo):
 @pytest.fixture
 def parent():
     duo = Simulator(Rules(application="accounts"))
-    for name, rules in (("Acme", Rules()), ("Bäckerei", Rules()), ("Elsewhere", Rules(deployment="other"))):
+    for name, rules in (
+        ("Acme", Rules()),
+        ("Bäckerei", Rules()),
+        ("Elsewhere", Rules(deployment="other")),
+    ):
         duo.add_child(name, rules)
     with duo:
         for child, count in zip(duo.children, (3, 5, 7)):
@@ -164,19 +211,25 @@ def parent():
 
 
 def accounts_of(duo):
-    return duo_client.Accounts(duo.ikey, duo.skey, duo.host, port=duo.port, ca_certs="HTTP").get_child_accounts()
+    return duo_client.Accounts(
+        duo.ikey, duo.skey, duo.host, port=duo.port, ca_certs="HTTP"
+    ).get_child_accounts()
 
 
 def test_duos_own_client_gets_the_list_of_children_and_their_logs(parent):
     listed = accounts_of(parent)
     assert [account["name"] for account in listed] == ["Acme", "Bäckerei", "Elsewhere"]
-    assert [account["api_hostname"] for account in listed] == [f"127.0.0.{n}:{parent.port}" for n in (2, 3, 4)]
+    assert [account["api_hostname"] for account in listed] == [
+        f"127.0.0.{n}:{parent.port}" for n in (2, 3, 4)
+    ]
     for account, count in zip(listed[:2], (3, 5)):
         host, _, port = account["api_hostname"].partition(":")
         admin = duo_client.Admin(parent.ikey, parent.skey, host, port=int(port), ca_certs="HTTP")
         admin.account_id = account["account_id"]
         span = window(parent)
-        page = admin.get_telephony_log(api_version=2, mintime=span["mintime"], maxtime=span["maxtime"])
+        page = admin.get_telephony_log(
+            api_version=2, mintime=span["mintime"], maxtime=span["maxtime"]
+        )
         assert len(page["items"]) == count
 
 
@@ -208,14 +261,29 @@ def test_what_the_accounts_api_refuses(parent, duo):
 
 
 def test_the_command_line_starts_a_parent_with_children():
-    command = [sys.executable, str(SCRIPT.parent / "tests" / "duo"), "--children", "3", "--events", "10", "--stall", "24:-1:0.5:telephony"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    command = [
+        sys.executable,
+        str(SCRIPT.parent / "tests" / "duo"),
+        "--children",
+        "3",
+        "--events",
+        "10",
+        "--stall",
+        "24:-1:0.5:telephony",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     try:
         settings = dict(process.stdout.readline().strip().split("=", 1) for _ in range(3))
         _, port = settings["DUO_API_HOST"].rsplit(":", 1)
         keys = settings["DUO_INTEGRATION_KEY"], settings["DUO_SECRET_KEY"]
-        listed = duo_client.Accounts(*keys, "127.0.0.1", port=int(port), ca_certs="HTTP").get_child_accounts()
-        assert [account["api_hostname"] for account in listed] == [f"127.0.0.{n}:{port}" for n in (2, 3, 4)]
+        listed = duo_client.Accounts(
+            *keys, "127.0.0.1", port=int(port), ca_certs="HTTP"
+        ).get_child_accounts()
+        assert [account["api_hostname"] for account in listed] == [
+            f"127.0.0.{n}:{port}" for n in (2, 3, 4)
+        ]
     finally:
         process.terminate()
         process.communicate()
@@ -227,7 +295,13 @@ def test_the_command_line_starts_a_parent_with_children():
 def simulate(*arguments):
     """tests/simulate, as it is called by hand."""
     command = [sys.executable, str(SCRIPT.parent / "tests" / "simulation"), *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "0"}, timeout=600)
+    run = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        timeout=600,
+    )
     return run.returncode, run.stdout + run.stderr
 
 
@@ -267,5 +341,18 @@ def test_the_simulation_can_fail(what, tmp_path):
     (tmp_path / "duo_collector.py").write_text(text.replace(right, wrong))
     needed = {*disturbance.split(","), "late"}
     without = ",".join(name for name in DISTURBANCES if name not in needed)
-    status, said = simulate("--module", tmp_path / "duo_collector.py", "--seed", 1, "--until", "20d", "--often", 12, "--without", without)
-    assert (status, words in said, "replay: tests/simulate --seed 1" in said) == (1, True, True), said
+    status, said = simulate(
+        "--module",
+        tmp_path / "duo_collector.py",
+        "--seed",
+        1,
+        "--until",
+        "20d",
+        "--often",
+        12,
+        "--without",
+        without,
+    )
+    assert (status, words in said, "replay: tests/simulate --seed 1" in said) == (1, True, True), (
+        said
+    )
