@@ -75,7 +75,7 @@ def test_every_request_names_the_child_and_every_event_does(child, parent, colle
     assert {request.status for request in child.requests} == {
         200
     }  # it checks the signature, parameters included
-    assert {request.log_type for request in child.requests} == set(LOG_TYPES)
+    assert {request.log_type for request in log_requests(child)} == set(LOG_TYPES)
     assert parent.requests == []
     last = result.stdout.splitlines()[-1]
     assert last.endswith(f'"host":"{child.host}","child_account_id":"{id_of(child)}"' + "}")
