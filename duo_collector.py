@@ -108,7 +108,8 @@ class Retryable(PassFailed):
 
 
 class RateLimited(Retryable):
-    """Duo answers 429: too many requests."""
+    """Duo answers 429: too many requests. A log type gives up its pass 300 s after it sent the
+    first of those in a row."""
 
     outcome = "limited"
     patience_s = 300.0
@@ -432,10 +433,6 @@ def load_env_file(given: str | None) -> str:
         if b"\0" in content:
             raise ValueError("it is not UTF-8 but perhaps UTF-16: save it as UTF-8")
         text = content.decode("utf-8-sig")
-    if stat.S_ISREG(mode) and mode & 0o077:
-        log.warning(
-            "%s can be read by other users, and may hold the secret key: chmod 600 it", path
-        )
     folder = os.path.dirname(os.path.abspath(path))
     for line in reversed([*parse_stream(io.StringIO(text))]):  # the last of a repeated name wins
         value = line.value or ""
@@ -445,6 +442,11 @@ def load_env_file(given: str | None) -> str:
             continue
         if not line.key:  # a comment, or an empty line
             continue
+        holds_key = line.key == "DUO_SECRET_KEY" and value
+        if holds_key and stat.S_ISREG(mode) and mode & 0o077:
+            log.warning(
+                "%s can be read by other users, and holds the secret key: chmod 600 it", path
+            )
         if value and line.key in PATHS:
             value = os.path.join(folder, os.path.expanduser(value))
         os.environ.setdefault(line.key, value)
@@ -766,8 +768,12 @@ class Clock:
     It is what /auth/v2/ping says at the start of a pass, carried on by the monotonic clock, so that
     a local clock that is wrong or set right in between changes nothing. Duo refuses a request whose
     date is five minutes off (source: duo_unix's mock of Duo), and a window that ends too late would
-    skip what is published in between. Without an answer, the local clock is used, and not an older
-    answer: the monotonic clock stands still while a machine is suspended.
+    skip what is published in between.
+
+    Without an answer, the local clock is used, and not an older answer: the monotonic clock stands
+    still while a machine is suspended. If it is five minutes off, Duo refuses the requests, and the
+    pass ends with 77; if by it there is nothing to read yet, nothing is requested, and the pass
+    ends with 75. Nothing is skipped.
     """
 
     SHARED_S = 60.0  # an answer this young is used again, as the threads begin together
@@ -1018,7 +1024,12 @@ class Walk:
     """A walk through a window of time (ms, both bounds included), page by page, oldest first.
 
     Request `parameters`, pass the page to `step`, take the new events from `fresh`, until the walk
-    is `done`. It follows Duo's cursor. Without one it goes on from the newest event's own time.
+    is `done`.
+
+    With a cursor (v2 logs, Trust Monitor) it ends at an empty page, or at a page that is not full
+    and either has no cursor or holds as many events as Duo counts. By time (v1 logs, which have no
+    cursor, and v2 logs whose cursor fails) it goes on from the newest event's own time, and ends at
+    a page that has nothing within the window, or, for v1 logs, is not full and has nothing newer.
     """
 
     def __init__(
@@ -1045,7 +1056,8 @@ class Walk:
         self.first_ms = 0  # the first event
         self.newest_ms = start_ms  # the newest event
         self.reached_ms = start_ms  # everything before it has been returned
-        # Duo documents that a page of a v1 log may hold more or fewer than 1,000 events.
+        # A page this large may be full. Duo documents that one of a v1 log may hold more or fewer
+        # than 1,000 events: 10 costs a request now and then, and is safe.
         self.full_page = log_type.page_size if log_type.cursor else 10
         self.cut: tuple[int, str] | None = None  # see step_by_time()
         self.done = False
@@ -1153,7 +1165,8 @@ class Walk:
         shown = [time_ms for time_ms in times if self.mintime_ms <= time_ms <= self.until_ms]
         if not shown:
             is_beyond = max(times, default=0) > self.until_ms
-            self.stuck = is_full and not is_beyond  # no time to go on from
+            is_whole_page = len(self.latest) >= row.page_size
+            self.stuck = is_whole_page and not is_beyond  # no time to go on from
             self.done = not self.stuck
             return
         newest_ms = max(shown)
@@ -1435,13 +1448,12 @@ codecs.register_error("escape_json", escape_json)
 class Output:
     """Stdout: events as JSON lines, and nothing else."""
 
-    def __init__(self, interrupted: bool = True) -> None:
-        """`interrupted`: the last run may have left half a line. Raises CollectorError."""
+    def __init__(self) -> None:
+        """Raises CollectorError if there is none."""
         if sys.stdout is None:  # the next file opened would get its number, and the events
             raise CollectorError("stdout is closed: there is nowhere to write to", 74)
         self.fd = sys.stdout.fileno()
         self.is_regular = stat.S_ISREG(os.fstat(self.fd).st_mode)
-        self.torn = interrupted
         os.set_blocking(self.fd, True)  # a process sharing the pipe may have made it non-blocking
         if self.is_regular:
             # With `>`, or systemd's StandardOutput=file:, a second writer, copytruncate or a
@@ -1455,8 +1467,7 @@ class Output:
         CollectorError."""
         if not lines:
             return
-        if self.is_regular and self.ends_within_line():
-            lines = ["\n", *lines]
+        self.end_half_line(False)
         for first in range(0, len(lines), 64):  # a page in one piece takes twice the system time
             rest = "".join(lines[first : first + 64]).encode("ascii", "escape_json")
             while rest:
@@ -1464,20 +1475,19 @@ class Output:
         if self.is_regular:
             os.fsync(self.fd)
 
-    def ends_within_line(self) -> bool:
-        """Whether a run that was killed left half a line; asked for each page, as --missing-from
-        may append to the same file."""
+    def end_half_line(self, was_interrupted: bool) -> None:
+        """End the half line that a run left which was killed; asked for each page, as
+        --missing-from may append to the same file. `was_interrupted` counts where a file cannot be
+        read back. Raises OSError."""
+        if not self.is_regular:
+            return
         size = os.fstat(self.fd).st_size
-        if not size:
-            self.torn = False
-            return False
-        try:  # stdout itself may be open for writing only; on macOS this may not open it anew
-            with open(f"/dev/fd/{self.fd}", "rb") as file:
-                return os.pread(file.fileno(), 1, size - 1) != b"\n"
-        except OSError:
-            was_torn = self.torn
-            self.torn = False
-            return was_torn
+        is_half = was_interrupted
+        # stdout itself may be open for writing only; on macOS this may not open it anew.
+        with contextlib.suppress(OSError), open(f"/dev/fd/{self.fd}", "rb") as file:
+            is_half = os.pread(file.fileno(), 1, max(0, size - 1)) != b"\n"
+        if size and is_half:
+            os.write(self.fd, b"\n")
 
 
 def find_files(patterns: Sequence[str], since_ms: int) -> list[str]:
@@ -1836,7 +1846,8 @@ class Collector:
             # A window of exactly 180 days has expired by the time the request arrives (source: Duo
             # Log Sync #34, elastic/integrations #11621).
             start_ms = max(start_ms, now_ms - row.kept_days * DAY_MS + HOUR_MS)
-        until_ms = int(min((now_ms - row.delay_ms) // 1000 * 1000, self.end_ms))
+        served_ms = (now_ms - row.delay_ms) // 1000 * 1000  # whole seconds suit all logs
+        until_ms = int(min(served_ms, self.end_ms))
         return Walk(row, start_ms, until_ms, self.report_hole)
 
     def is_expiring(self, walk: Walk) -> bool:
@@ -1887,7 +1898,7 @@ class Collector:
         Raises PassFailed once there was nothing else for as long as the patience lasts."""
         now = self.run.edges.monotonic()
         if isinstance(problem, RateLimited):
-            self.failing.pop(Retryable, None)  # Duo can be reached
+            self.failing.pop(Retryable, None)  # Duo can be reached: patience starts again
             self.pace.limited(sent)
         else:
             self.pace.failed(now)
@@ -1912,7 +1923,7 @@ class Collector:
         if walk.start_ms <= since_ms:
             return
         if since_ms == row.floor(SEED_MS):
-            message = f"starts {row.kept_days} days back, as far as Duo serves (other: --since)"
+            message = f"starts {row.kept_days} days back, as far as Duo serves (to start elsewhere: --since)"
             if self.run.is_news(message):
                 log.info("first run: %s", message)
         else:
@@ -1928,7 +1939,7 @@ class Collector:
         state = self.state
         lines = []
         times = {}
-        latest_ms = walk.until_ms + 2 * self.log_type.delay_ms
+        latest_ms = walk.until_ms + 2 * self.log_type.delay_ms  # v1 logs show what is younger, too
         for identity, event in walk.fresh.items():
             is_odd = not walk.start_ms <= event.time_ms <= latest_ms
             times[identity] = walk.until_ms if is_odd else int(event.time_ms)
@@ -1947,8 +1958,15 @@ class Collector:
             state.advance(since_ms, min(walk.newest_ms, since_ms), lookback_ms)
             self.run.mode.commit(lines, self.log_type)
         walk.fresh = {}  # memory: the next page may be long in coming
-        if walk.done and walk.cut and self.new_events:
-            at_ms, shown = walk.cut
+        if walk.done and walk.cut:
+            self.tell_full_second(*walk.cut)
+
+    def tell_full_second(self, at_ms: int, shown: str) -> None:
+        """Say that the newest second fills a page: there may be more. Of a range, no later pass
+        will show it."""
+        if self.end_ms < math.inf:
+            self.report_hole(at_ms, at_ms, shown)
+        elif self.new_events:
             message = "%s: up to %s, Duo shows %s; later passes will show whether there are more"
             log.info(message, self.log_type.name, iso(at_ms), shown)
 
@@ -2214,23 +2232,22 @@ def collect(
     """Collect, in one pass or in passes until stopped; return the exit status. Raises
     CollectorError."""
     path = settings.checkpoint_file
+    output = Output()
     if options.missing_from is not None:
-        output = Output()
         service = Checkpoints(settings)  # read before the files, which then hold all that is older
         mode: Collection = reconciliation(settings, options, output, service, edges)
-        return run_mode(Run(settings, edges, mode, True, stderr))
+        return run_mode(Run(settings, edges, mode, True, stderr), was_interrupted=True)
     if settings.until:
-        mode = Replay(settings, Output())
-        return run_mode(Run(settings, edges, mode, True, stderr))
-    output = Output(interrupted=os.path.exists(f"{path}.new"))
+        mode = Replay(settings, output)
+        return run_mode(Run(settings, edges, mode, True, stderr), was_interrupted=True)
     with lock(path):
         checkpoints = Checkpoints(settings)
         for row in settings.log_types:
             if row.since_key in checkpoints.document and os.environ.get(row.since_key):
                 since = iso(checkpoints.states[row].since_ms)
                 log.info("%s is not used: the checkpoint file says %s", row.since_key, since)
-        mode = Collection(settings, output, checkpoints)
-        return run_mode(Run(settings, edges, mode, options.once, stderr))
+        run = Run(settings, edges, Collection(settings, output, checkpoints), options.once, stderr)
+        return run_mode(run, was_interrupted=os.path.exists(f"{path}.new"))
 
 
 def reconciliation(
@@ -2251,9 +2268,11 @@ def reconciliation(
     return Reconciliation(settings, output, service, files, in_files)
 
 
-def run_mode(run: Run) -> int:
+def run_mode(run: Run, was_interrupted: bool) -> int:
     """Run the passes of all log types side by side; return the exit status. Raises
     CollectorError."""
+    with fatal_errors(74, "stdout cannot be written"):
+        run.mode.output.end_half_line(was_interrupted)
     settings = run.settings
     edges = run.edges
     collectors = [Collector(run, row) for row in settings.log_types]

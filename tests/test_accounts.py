@@ -1,4 +1,4 @@
-"""A provider's child accounts: listed with --accounts, and each collected like any tenant, with its parent's keys."""
+"""Child accounts: listed with --accounts, and each collected with its parent's keys."""
 
 import json
 import re
@@ -6,14 +6,22 @@ import subprocess
 
 import duo_client
 import pytest
-from conftest import Collector
+from conftest import (
+    ALL,
+    CHECKPOINT_KEYS,
+    DEFAULT,
+    HOUR,
+    JSON,
+    MINUTE,
+    NONE,
+    ONLY,
+    Collector,
+    differences,
+    fill,
+    now_ms,
+)
 from duo import LOG_TYPES, Rules, Simulator, make_events
-from test_collection import HOUR, MINUTE, canonical, now_ms
 
-ALL = ",".join(LOG_TYPES)
-DEFAULT = ("authentication", "administrator", "telephony")
-ADDED = ("eventtype", "host", "child_account_id")
-JSON = {"Content-Type": "application/json"}
 UNKNOWN = "DAUNKNOWN00000000000"
 
 
@@ -22,7 +30,9 @@ def parent():
     """A parent with five children; the last of them is in another deployment."""
     simulator = Simulator(Rules(application="accounts", api_hostname="url"))
     for number in range(5):
-        simulator.add_child(f"Kunde {number} – Zoë & \"Co\"", Rules(deployment="other" if number == 4 else "same"))
+        simulator.add_child(
+            f'Kunde {number} – Zoë & "Co"', Rules(deployment="other" if number == 4 else "same")
+        )
     with simulator:
         yield simulator
 
@@ -43,12 +53,6 @@ def of_parent(tmp_path, parent):
     return Collector(tmp_path, parent)
 
 
-def fill(child, count, seed=0, log_types=LOG_TYPES, hours=(6, 1)):
-    for log_type in log_types:
-        start, end = ((now_ms() - int(hour * HOUR)) // 1000 * 1000 for hour in hours)
-        child.add(log_type, make_events(log_type, count, start, end, seed))
-
-
 def id_of(child):
     return child.account["account_id"]
 
@@ -57,39 +61,42 @@ def assert_is_all_of(child, events):
     """These are all events of that child, each once, with its host and its id."""
     assert {event["child_account_id"] for event in events} == {id_of(child)}
     assert {event["host"] for event in events} == {child.host}
-    for log_type in LOG_TYPES:
-        of_type = [{name: value for name, value in event.items() if name not in ADDED}
-                   for event in events if event["eventtype"] == log_type]  # fmt: skip
-        assert canonical(of_type) == canonical(child.events(log_type)), log_type
-
-
-# Collecting a child
+    assert differences(child, events) == NONE
 
 
 def test_every_request_names_the_child_and_every_event_does(child, parent, collector):
     child.rules.unknown_parameters = "400"
-    fill(child, 1_200)
+    fill(child, LOG_TYPES, 1_200, hours=(6, 1))
     result = collector.once("--log-types", ALL)
     assert result.status == 0, result.stderr
     assert_is_all_of(child, result.events)
     assert {request.params.get("account_id") for request in child.requests} == {id_of(child)}
-    assert {request.status for request in child.requests} == {200}  # it checks the signature, parameters included
+    assert {request.status for request in child.requests} == {
+        200
+    }  # it checks the signature, parameters included
     assert {request.log_type for request in child.requests} == set(LOG_TYPES)
     assert parent.requests == []
     last = result.stdout.splitlines()[-1]
     assert last.endswith(f'"host":"{child.host}","child_account_id":"{id_of(child)}"' + "}")
 
 
-@pytest.mark.parametrize("options", [["--check"], ["--since", "48h", "--until", "30m"],
-                                     ["--since", "48h", "--missing-from", "/dev/null"]], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--check"],
+        ["--since", "48h", "--until", "30m"],
+        ["--since", "48h", "--missing-from", "/dev/null"],
+    ],
+    ids=" ".join,
+)
 def test_so_it_is_in_all_that_asks_duo(child, parent, collector, options):
-    fill(child, 30)
+    fill(child, LOG_TYPES, 30, hours=(6, 1))
     result = collector.run(*options, "--log-types", ALL)
     assert result.status == 0, result.stderr
     asked = [request for request in child.requests if request.log_type]
     assert {request.params.get("account_id") for request in asked} == {id_of(child)}
     if options == ["--check"]:
-        assert result.stdout == "".join(f"{log_type}: ok\n" for log_type in LOG_TYPES)
+        assert result.stdout == "".join(f"{log_type}: ok\n" for log_type in CHECKPOINT_KEYS)
     else:
         assert_is_all_of(child, result.events)
 
@@ -97,22 +104,28 @@ def test_so_it_is_in_all_that_asks_duo(child, parent, collector, options):
 def test_a_field_of_that_name_in_an_event_gives_way(child, collector):
     event = make_events("telephony", 1, now_ms() - HOUR, now_ms() - HOUR + 1)[0]
     child.add("telephony", [{**event, "child_account_id": "x", "host": "y"}])
-    result = collector.once("--log-types", "telephony")
+    result = collector.once(*ONLY)
     (line,) = result.stdout.splitlines()
-    assert (line.count('"child_account_id"'), json.loads(line)["child_account_id"]) == (1, id_of(child))
-    assert collector.once("--log-types", "telephony").stdout == ""
+    assert (line.count('"child_account_id"'), json.loads(line)["child_account_id"]) == (
+        1,
+        id_of(child),
+    )
+    assert collector.once(*ONLY).stdout == ""
 
 
 def test_a_tenant_of_its_own_has_no_such_field(tmp_path):
     with Simulator() as duo:
-        fill(duo, 5)
+        fill(duo, LOG_TYPES, 5, hours=(6, 1))
         result = Collector(tmp_path, duo).once("--log-types", ALL, environ={"DUO_ACCOUNT_ID": ""})
     assert (result.status, len(result.events)) == (0, 30), result.stderr
     assert not any("child_account_id" in event for event in result.events)
     assert not any("account_id" in request.params for request in duo.requests)
 
 
-@pytest.mark.parametrize("account_id", ["DA123", "DACHILD000000000000 ", "DACHILD00000000000-1", "DACHILD00000000000011", "é" * 20])
+@pytest.mark.parametrize(
+    "account_id",
+    ["DA123", "DACHILD000000000000 ", "DACHILD00000000000-1", "DACHILD00000000000011", "é" * 20],
+)
 def test_an_id_that_can_be_none_is_78(child, parent, collector, account_id):
     result = collector.once(environ={"DUO_ACCOUNT_ID": account_id})
     (line,) = result.stderr.splitlines()
@@ -130,18 +143,17 @@ def test_the_metrics_tell_children_apart(parent, tmp_path):
         assert len(hosts) == 1 and id_of(child) in hosts.pop()
 
 
-# Whose checkpoint file it is
-
-
 def test_the_checkpoint_file_of_another_child_is_refused(child, parent, collector, tmp_path):
     """On the same host too: the id is what differs."""
-    fill(child, 20)
+    fill(child, LOG_TYPES, 20, hours=(6, 1))
     assert collector.once().status == 0
     kept = collector.checkpoint_file.read_bytes()
     asked = len(child.requests)
     for environ in (
-        {"DUO_ACCOUNT_ID": id_of(parent.children[1])}, {"DUO_ACCOUNT_ID": None}, parent.children[1].settings
-    ):  # fmt: skip
+        {"DUO_ACCOUNT_ID": id_of(parent.children[1])},
+        {"DUO_ACCOUNT_ID": None},
+        parent.children[1].settings,
+    ):
         for options in (["--once"], ["--check"], ["--since", "2h", "--missing-from", "/dev/null"]):
             result = collector.run(*options, environ=environ)
             (line,) = result.stderr.splitlines()
@@ -149,11 +161,11 @@ def test_the_checkpoint_file_of_another_child_is_refused(child, parent, collecto
             assert f"{child.host}/{id_of(child)}" in line and str(collector.checkpoint_file) in line
     assert (len(child.requests), parent.children[1].requests) == (asked, [])
     assert collector.checkpoint_file.read_bytes() == kept
-    assert collector.run("--status", environ=dict.fromkeys(("DUO_API_HOST", "DUO_ACCOUNT_ID"))).status == 0
+    assert (
+        collector.run("--status", environ=dict.fromkeys(("DUO_API_HOST", "DUO_ACCOUNT_ID"))).status
+        == 0
+    )
     assert collector.once().status == 0
-
-
-# --accounts
 
 
 def listed(result):
@@ -166,7 +178,9 @@ def noted(simulator):
     seen, respond = [], simulator.respond
 
     def note(method, target, headers, connection, body=b""):
-        seen.append((method, target, {name.lower(): value for name, value in headers.items()}, body))
+        seen.append(
+            (method, target, {name.lower(): value for name, value in headers.items()}, body)
+        )
         return respond(method, target, headers, connection, body)
 
     simulator.respond = note
@@ -177,10 +191,12 @@ def noted(simulator):
 def test_accounts_lists_what_duos_own_client_lists_by_the_same_request(tmp_path, api_hostname):
     simulator = Simulator(Rules(application="accounts", api_hostname=api_hostname))
     for number in range(3):
-        simulator.add_child(f"Kunde {number} – Zoë & \"Co\"\n")
+        simulator.add_child(f'Kunde {number} – Zoë & "Co"\n')
     with simulator as parent:
         seen = noted(parent)
-        client = duo_client.Accounts(parent.ikey, parent.skey, parent.host, ca_certs="HTTP", port=parent.port)
+        client = duo_client.Accounts(
+            parent.ikey, parent.skey, parent.host, ca_certs="HTTP", port=parent.port
+        )
         wanted = client.get_child_accounts()
         result = Collector(tmp_path, parent).run("--accounts")
     assert listed(result) == wanted == [child.account for child in parent.children]
@@ -210,15 +226,30 @@ def test_keys_of_another_application_are_told(parent, of_parent, code):
     assert f"({code // 100} {code} " in line and NOT_ACCOUNTS in line, line
 
 
-@pytest.mark.parametrize("answer, status, words", [
-    ((503, {}, b"down"), 75, "503"),
-    ((429, JSON, b'{"code":42901,"message":"Too Many Requests","stat":"FAIL"}'), 75, "rate-limited by Duo"),
-    ((500, JSON, b'{"code":50001,"message":"unknown internal error","stat":"FAIL"}'), 75, "Duo fails"),
-    ((200, JSON, b'{"stat":"OK","response":{}}'), 75, "not an answer from Duo"),
-    ((200, JSON, b'{"stat":"OK","response":[{"account_id":NaN}]}'), 75, "NaN"),
-    ((200, {"Content-Type": "text/html"}, b"<html>log in</html>"), 75, "from a proxy?"),
-    ((404, JSON, b'{"code":40401,"message":"Resource not found","stat":"FAIL"}'), 77, "404 40401"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer, status, words",
+    [
+        ((503, {}, b"down"), 75, "503"),
+        (
+            (429, JSON, b'{"code":42901,"message":"Too Many Requests","stat":"FAIL"}'),
+            75,
+            "rate-limited by Duo",
+        ),
+        (
+            (500, JSON, b'{"code":50001,"message":"unknown internal error","stat":"FAIL"}'),
+            75,
+            "Duo fails",
+        ),
+        ((200, JSON, b'{"stat":"OK","response":{}}'), 75, "not an answer from Duo"),
+        ((200, JSON, b'{"stat":"OK","response":[{"account_id":NaN}]}'), 75, "NaN"),
+        ((200, {"Content-Type": "text/html"}, b"<html>log in</html>"), 75, "from a proxy?"),
+        (
+            (404, JSON, b'{"code":40401,"message":"Resource not found","stat":"FAIL"}'),
+            77,
+            "404 40401",
+        ),
+    ],
+)
 def test_what_else_may_come_of_it_is_told_in_a_line(parent, of_parent, answer, status, words):
     respond = parent.respond
 
@@ -242,9 +273,6 @@ def test_accounts_goes_with_nothing_that_collects(of_parent, parent):
     for options in (["--once"], ["--check"], ["--status"], ["--since", "2h"]):
         result = of_parent.run("--accounts", *options)
         assert (result.status, result.stdout, parent.requests) == (2, "", [])
-
-
-# Refusals
 
 
 @pytest.mark.parametrize("code", [40002, 40003, 40301])
@@ -287,14 +315,11 @@ def test_the_parents_own_logs_are_not_to_be_had_with_these_keys(parent, of_paren
 
 
 def test_a_log_that_one_child_does_not_have_stops_no_other_log(child, parent, collector):
-    fill(child, 20)
+    fill(child, LOG_TYPES, 20, hours=(6, 1))
     child.rules.missing["telephony"] = 403
     result = collector.once()
     assert (result.status, len(result.events)) == (77, 40)
     assert "the account's plan does not include this log" in result.stderr
-
-
-# Several children
 
 
 def settings_files(accounts, parent, folder):
@@ -317,11 +342,13 @@ def settings_files(accounts, parent, folder):
 def test_children_at_once_end_up_each_in_its_file(parent, of_parent, tmp_path):
     children = parent.children[:4]
     for seed, child in enumerate(children):
-        fill(child, 300, seed=seed)
-        fill(child, 20, seed=99)  # the same events everywhere
+        fill(child, LOG_TYPES, 300, hours=(6, 1), seed=seed)
+        fill(child, LOG_TYPES, 20, hours=(6, 1), seed=99)  # the same events everywhere
         child.rules.short_pages, child.rules.latency_s = True, 0.02
     accounts = listed(of_parent.run("--accounts"))
-    assert [account["name"] for account in accounts] == [child.account["name"] for child in parent.children]
+    assert [account["name"] for account in accounts] == [
+        child.account["name"] for child in parent.children
+    ]
     paths = list(settings_files(accounts[:4], parent, tmp_path))
     command = of_parent.command()[:2]  # without its --env-file
     for turn in range(2):
@@ -329,15 +356,25 @@ def test_children_at_once_end_up_each_in_its_file(parent, of_parent, tmp_path):
         for path in paths:
             with open(path.with_suffix(".jsonl"), "ab") as stdout:
                 options = ["--env-file", str(path), "--once", "--log-types", ALL]
-                started.append(subprocess.Popen([*command, *options], stdin=subprocess.DEVNULL, stdout=stdout,
-                                                stderr=subprocess.PIPE, env={"PATH": of_parent.environ["PATH"]}))  # fmt: skip
+                started.append(
+                    subprocess.Popen(
+                        [*command, *options],
+                        stdin=subprocess.DEVNULL,
+                        stdout=stdout,
+                        stderr=subprocess.PIPE,
+                        env={"PATH": of_parent.environ["PATH"]},
+                    )
+                )
         ends = [process.communicate(timeout=60)[1].decode() for process in started]
         assert [process.returncode for process in started] == [0] * 4, ends
         assert not any(parent.skey in end for end in ends)
         if turn == 0:
             for seed, child in enumerate(children):
                 start = now_ms() - 4 * MINUTE
-                child.add("telephony", make_events("telephony", 5, start, start + MINUTE, seed=1_000 + seed))
+                child.add(
+                    "telephony",
+                    make_events("telephony", 5, start, start + MINUTE, seed=1_000 + seed),
+                )
     for child, path in zip(children, paths):
         lines = path.with_suffix(".jsonl").read_bytes().splitlines()
         assert len(lines) == 6 * 320 + 5
@@ -350,7 +387,7 @@ def test_missing_from_a_file_that_holds_several_children(parent, tmp_path):
     """Two of them with the same events, byte for byte, so that only the id tells whose they are."""
     children = parent.children[:3]
     for seed, child in enumerate(children):
-        fill(child, 40, seed=min(seed, 1))
+        fill(child, LOG_TYPES, 40, hours=(6, 1), seed=min(seed, 1))
     path, kept = tmp_path / "all.jsonl", []
     for number, child in enumerate(children):
         folder = tmp_path / str(number)
@@ -362,17 +399,25 @@ def test_missing_from_a_file_that_holds_several_children(parent, tmp_path):
     for number, child in enumerate(children):
         with open(path, "ab") as stdout:
             result = Collector(tmp_path / str(number), child).run(
-                "--since", "48h", "--missing-from", path, "--log-types", ALL, stdout=stdout)  # fmt: skip
+                "--since", "48h", "--missing-from", path, "--log-types", ALL, stdout=stdout
+            )
         assert result.status == 0, result.stderr
         assert result.stderr.count("WARNING") == len(LOG_TYPES)
     lines = path.read_text().splitlines()
     assert len(lines) == 3 * 240
     for child in children:
-        assert_is_all_of(child, [event for event in map(json.loads, lines) if event["child_account_id"] == id_of(child)])
+        assert_is_all_of(
+            child,
+            [
+                event
+                for event in map(json.loads, lines)
+                if event["child_account_id"] == id_of(child)
+            ],
+        )
 
 
 def test_a_service_for_a_child_stops_and_goes_on(child, collector):
-    fill(child, 50)
+    fill(child, LOG_TYPES, 50, hours=(6, 1))
     collector.seed(**dict.fromkeys(DEFAULT, now_ms() - 7 * HOUR))
     process = collector.start("--interval", "0.2")
     events = [json.loads(process.stdout.readline()) for _ in range(150)]
@@ -387,4 +432,5 @@ def test_a_service_for_a_child_stops_and_goes_on(child, collector):
     assert len(events) == 160
     telephony = [event for event in events if event["eventtype"] == "telephony"]
     assert sorted(event["telephony_id"] for event in telephony) == sorted(
-        event["telephony_id"] for event in child.events("telephony"))  # fmt: skip
+        event["telephony_id"] for event in child.events("telephony")
+    )

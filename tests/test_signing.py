@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import duo_client.client
 import pytest
 import requests
+from conftest import ONLY
 from duo import Simulator, make_events
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,8 +16,14 @@ from hypothesis import strategies as st
 from duo_collector import Settings, canonical_query, sign
 
 IKEY, SKEY, HOST = "DIXXXXXXXXXXXXXXXXXX", "deadbeef" * 5, "api-XXXXXXXX.duosecurity.com"
+
+
 PATH, DATE = "/admin/v2/logs/authentication", "Mon, 02 Mar 2026 09:00:00 -0000"
+
+
 RESERVED = ":/?#[]@!$&'()*+,;=%-._~ \"<>\\^`{|}\0\t\r\n"
+
+
 SESSION = requests.Session()
 
 
@@ -33,7 +40,11 @@ def prepared(parameters, host=HOST, method="GET", path=PATH, body=None):
 
 
 # Not one alphabet of both: newer versions of Hypothesis draw few reserved characters from that, older ones are slow.
-TEXT = st.builds(str.__add__, st.text(RESERVED, max_size=5), st.text(st.characters(exclude_categories=["Cs"]), max_size=5))
+TEXT = st.builds(
+    str.__add__,
+    st.text(RESERVED, max_size=5),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+)
 
 
 @pytest.mark.slow
@@ -42,20 +53,42 @@ TEXT = st.builds(str.__add__, st.text(RESERVED, max_size=5), st.text(st.characte
 def test_any_parameters_are_signed_as_duos_client_signs_them(parameters):
     request, lists = prepared(parameters), {name: [text] for name, text in parameters.items()}
     signed = duo_client.client.sign(
-        IKEY, SKEY, "GET", HOST, PATH, DATE, 5, lists, body="", digestmod=hashlib.sha512, additional_headers={}
+        IKEY,
+        SKEY,
+        "GET",
+        HOST,
+        PATH,
+        DATE,
+        5,
+        lists,
+        body="",
+        digestmod=hashlib.sha512,
+        additional_headers={},
     )
     assert (request.headers["Authorization"], request.headers["Date"]) == (signed, DATE)
     assert parse_qs(urlsplit(request.url).query, keep_blank_values=True) == lists
 
 
-@pytest.mark.parametrize("parameters", [{}, {"account_id": "DA0123456789ABCDEFGH"}], ids=["none", "one"])
+@pytest.mark.parametrize(
+    "parameters", [{}, {"account_id": "DA0123456789ABCDEFGH"}], ids=["none", "one"]
+)
 @pytest.mark.parametrize("body", ["{}", '{"name": "\\u00e9"}', ""])
 def test_a_body_is_signed_as_duos_client_signs_it(body, parameters):
     path = "/accounts/v1/account/list"
     request = prepared(parameters, method="POST", path=path, body=body.encode())
     lists = {name: [text] for name, text in parameters.items()}
     signed = duo_client.client.sign(
-        IKEY, SKEY, "POST", HOST, path, DATE, 5, lists, body=body, digestmod=hashlib.sha512, additional_headers={}
+        IKEY,
+        SKEY,
+        "POST",
+        HOST,
+        path,
+        DATE,
+        5,
+        lists,
+        body=body,
+        digestmod=hashlib.sha512,
+        additional_headers={},
     )
     assert (request.headers["Authorization"], request.headers["Date"]) == (signed, DATE)
     assert (request.body or b"").decode() == body
@@ -93,24 +126,36 @@ def test_each_page_and_each_retry_is_signed_with_its_own_date(duo, collector):
     collector.seed(telephony=now_ms - 900_000)
     duo.add("telephony", make_events("telephony", 1500, now_ms - 600_000, now_ms - 300_000))
     duo.inject("telephony", None, "error_503")
-    result = collector.once("--log-types", "telephony")
+    result = collector.once(*ONLY)
     assert (result.status, len(result.events)) == (0, 1500), result.stderr
-    dates = [email.utils.mktime_tz(email.utils.parsedate_tz(request.date)) for request in duo.requests]
+    dates = [
+        email.utils.mktime_tz(email.utils.parsedate_tz(request.date)) for request in duo.requests
+    ]
     assert len(set(dates)) == len(dates) >= 4
     assert all(abs(date - request.wall) < 10 for date, request in zip(dates, duo.requests))
 
 
-def test_neither_a_netrc_nor_the_local_time_touches_the_signature(duo, collector, tmp_path, monkeypatch):
+def test_neither_a_netrc_nor_the_local_time_touches_the_signature(
+    duo, collector, tmp_path, monkeypatch
+):
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login somebody password else\n")
     (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert requests.utils.get_netrc_auth(duo.url) == ("somebody", "else")  # which requests would send
+    assert requests.utils.get_netrc_auth(duo.url) == (
+        "somebody",
+        "else",
+    )  # which requests would send
     now_ms = duo.now_ms()
     collector.seed(telephony=now_ms - 900_000)
     duo.add("telephony", make_events("telephony", 3, now_ms - 600_000, now_ms - 300_000))
-    environ = {"HOME": str(tmp_path), "TZ": "America/New_York", "LC_ALL": "de_DE.UTF-8", "LANGUAGE": "de"}
-    result = collector.once("--log-types", "telephony", environ=environ)
+    environ = {
+        "HOME": str(tmp_path),
+        "TZ": "America/New_York",
+        "LC_ALL": "de_DE.UTF-8",
+        "LANGUAGE": "de",
+    }
+    result = collector.once(*ONLY, environ=environ)
     assert (result.status, len(result.events)) == (0, 3), result.stderr
 
 
@@ -136,5 +181,9 @@ def test_no_redirect_is_followed(duo, collector):
             duo.inject(log_type, (status, {"Location": target}, b""))
         result = collector.run("--check")
         assert (result.status, len(result.stdout.splitlines())) == (75, 3)
-        assert [request.log_type for request in duo.requests] == ["authentication", "administrator", "telephony"]
+        assert [request.log_type for request in duo.requests] == [
+            "authentication",
+            "administrator",
+            "telephony",
+        ]
         assert other.connections == 0

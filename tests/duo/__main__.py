@@ -5,6 +5,6 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from duo import main  # noqa: E402
+from duo import main
 
 sys.exit(main(sys.argv[1:]))

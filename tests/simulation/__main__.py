@@ -3,7 +3,7 @@
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+sys.path[0] = str(pathlib.Path(__file__).parent.parent)
 
 from simulation import main  # noqa: E402
 

@@ -1,0 +1,176 @@
+"""The simulation of whole years: its threads, and that it holds and can fail."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import SCRIPT
+from simulation.basics import Killed
+from simulation.process import Process
+from simulation.turns import Turns
+
+
+class Machine:
+    """As much of a world as threads need."""
+
+    suspended = 0.0
+
+    def __init__(self, seed=0):
+        self.turns = Turns(seed, 1000.0)
+        self.said = []
+
+    @property
+    def time(self):
+        return self.turns.time
+
+    def say(self, what):
+        self.said.append((round(self.time - 1000, 1), what))
+
+    def run(self, main):
+        """Run main(process) to its end, or until it is killed."""
+
+        def first():
+            self.process = Process(self, "service", {}, (), 1, 0.0)
+            self.process.main.process = self.process
+            try:
+                self.say(f"main returns {main(self.process)}")
+            except RuntimeError as error:
+                self.say(f"main raises {error}")
+            self.process.end()
+
+        self.turns.run(first)
+        return self.said
+
+
+def worker(machine, name, pauses):
+    """Says its name after each of the pauses, and ends early where wait() says so."""
+
+    def work():
+        for pause in pauses:
+            if machine.process.wait(pause):
+                machine.say(f"{name} is told to end")
+                return
+            machine.say(name)
+
+    return work
+
+
+def side_by_side(machine, *functions, every_s=60):
+    return machine.run(
+        lambda process: process.side_by_side(functions, lambda: machine.say("report"), every_s)
+    )
+
+
+def test_threads_take_turns_in_virtual_time():
+    machine = Machine()
+    said = side_by_side(machine, worker(machine, "a", [1, 3]), worker(machine, "b", [2, 0.5]))
+    assert said == [(1.0, "a"), (2.0, "b"), (2.5, "b"), (4.0, "a"), (4.0, "main returns False")]
+
+
+def test_the_seed_picks_one_of_several_that_are_ready():
+    def order(seed):
+        machine = Machine(seed)
+        said = side_by_side(machine, *(worker(machine, name, [1]) for name in "abcde"))
+        return "".join(name for _, name in said[:5])
+
+    assert order(1) == order(1)
+    orders = {order(seed) for seed in range(20)}
+    assert len(orders) > 10
+    assert all(sorted(one) == list("abcde") for one in orders)
+
+
+def test_a_report_comes_only_after_some_thread_has_run():
+    machine = Machine()
+    said = side_by_side(machine, worker(machine, "a", [1, 5, 1800]), every_s=2)
+    assert said == [
+        (1.0, "a"), (2.0, "report"), (6.0, "a"), (6.0, "report"), (1806.0, "a"),
+        (1806.0, "main returns False")]  # fmt: skip
+
+
+def test_sigterm_wakes_what_waits():
+    machine = Machine()
+    machine.turns.at(1005, lambda: machine.process.stop())
+    said = side_by_side(machine, worker(machine, "a", [1, 50]), worker(machine, "b", [60]))
+    assert said[0] == (1.0, "a")
+    assert sorted(said[1:3]) == [(5.0, "a is told to end"), (5.0, "b is told to end")]
+    assert said[3:] == [(5.0, "main returns True")]
+
+
+def test_sigterm_ends_a_process_of_which_a_thread_hangs():
+    machine = Machine()
+
+    def hang():
+        machine.process.sleep(100)
+        machine.say("never")
+
+    machine.turns.at(1005, lambda: machine.process.stop())
+    assert side_by_side(machine, hang) == [(8.0, "main returns True")]
+
+
+def test_an_exception_ends_the_others_and_is_raised_in_the_main_thread():
+    machine = Machine()
+
+    def fail():
+        machine.process.wait(2)
+        raise RuntimeError("no room")
+
+    said = side_by_side(machine, worker(machine, "a", [1, 50]), fail)
+    assert said == [(1.0, "a"), (2.0, "a is told to end"), (2.0, "main raises no room")]
+
+
+@pytest.mark.parametrize("by", ["itself", "another"])
+def test_a_killed_process_does_nothing_any_more(by):
+    machine = Machine()
+
+    def die():
+        machine.process.sleep(5)
+        machine.process.kill()
+        machine.process.check_alive()
+
+    if by == "another":
+        machine.turns.at(1005, lambda: machine.process.kill())
+    functions = [
+        worker(machine, "a", [1, 50]),
+        die if by == "itself" else worker(machine, "b", [9]),
+    ]
+    with pytest.raises(Killed):
+        side_by_side(machine, *functions)
+    assert machine.said == [(1.0, "a")]
+
+
+def test_one_thread_at_a_time_holds_a_lock():
+    machine = Machine()
+
+    def hold(name):
+        def work():
+            with lock():
+                machine.say(f"{name} has it")
+                machine.process.sleep(3)
+                machine.say(f"{name} gives it back")
+
+        return work
+
+    locks = []
+    lock = lambda: locks[0]  # noqa: E731
+
+    def main(process):
+        locks.append(process.lock())
+        return process.side_by_side([hold(name) for name in "abc"], lambda: None, 60)
+
+    said = machine.run(main)
+    times = [at for at, _ in said]
+    assert times == [0, 3, 3, 6, 6, 9, 9]
+    assert [what[2:] for _, what in said[:-1]] == ["has it", "gives it back"] * 3
+    assert not locks[0].locked()
+
+
+# Whole lives. A failure prints the command that replays it; see README.md.
+
+
+def simulate(*arguments):
+    """tests/simulate, as it is called by hand."""
+    command = [sys.executable, str(SCRIPT.parent / "tests" / "simulation"), *map(str, arguments)]
+    environ = {**os.environ, "PYTHONHASHSEED": "0"}
+    run = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=600)
+    return run.returncode, run.stdout + run.stderr
