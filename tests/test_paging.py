@@ -14,7 +14,6 @@ from conftest import (
     ONLY,
     V2,
     assert_complete,
-    before,
     canonical,
     differences,
     events_of,
