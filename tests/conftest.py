@@ -442,13 +442,13 @@ def small_pages(duo, monkeypatch):
 
 @pytest.fixture
 def backlog(duo, collector):
-    """Six slow pages of telephony, eleven of administrator; a report each 0.4 s."""
+    """Six slow pages of telephony, eleven of administrator; a report each 0.4 s at most."""
     fill(duo, "telephony", 5_500)
     fill(duo, "administrator", 1_050)
     duo.rules.v1_limit, duo.rules.latency_s = 100, 0.12
     collector.seed(telephony=now_ms() - 7 * HOUR, administrator=now_ms() - 7 * HOUR)
     collector.environ["DUO_LOG_TYPES"] = "telephony,administrator"
-    before(collector, "duo_collector.REPORT_S = 0.4")
+    before(collector, "duo_collector.Reports.EVERY_S = 0.4; duo_collector.Threads.WAKE_S = 0.02")
     return duo
 
 

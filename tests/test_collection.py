@@ -100,7 +100,7 @@ def test_the_interval_may_be_an_age(duo, collector, interval, pause_s):
     wait_for(lambda: len(log_requests(duo)) >= 3, "three passes")
     process.terminate()
     process.communicate(timeout=10)
-    times = [request.monotonic for request in duo.requests[1:3]]
+    times = [request.monotonic for request in log_requests(duo)[1:3]]
     assert pause_s - 0.1 < times[1] - times[0] < pause_s + 1.5
 
 
@@ -118,7 +118,7 @@ def test_a_pass_that_is_caught_up_asks_once(duo, collector, recent):
         assert (result.status, result.stdout) == (0, "")
     # The v1 logs do not count, so there the end has to be seen.
     wanted = {log_type: 4 if log_type in V1 and recent else 2 for log_type in LOG_TYPES}
-    assert Counter(request.log_type for request in duo.requests[asked:]) == wanted
+    assert Counter(request.log_type for request in log_requests(duo)[asked:]) == wanted
 
 
 def test_loop_mode_outlives_refusals_and_outages(duo, collector):

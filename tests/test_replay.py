@@ -174,10 +174,7 @@ def test_since_and_until_are_by_duos_clock(duo, collector):
     assert (replay.status, canonical(replay.of("telephony"))) == (0, canonical(between)), (
         replay.stderr
     )
-    assert (
-        "local clock is 3600 s behind" in replay.stderr
-        or "local clock is 3599 s behind" in replay.stderr
-    )
+    assert re.search("local clock is 3,(600|599) s behind", replay.stderr)
     started = collector.once("--since", stamp(since_ms), *only)
     assert (started.status, canonical(started.of("telephony"))) == (0, canonical(after)), (
         started.stderr
