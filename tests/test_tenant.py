@@ -20,8 +20,9 @@ import duo as tenant
 import duo_client
 import duo_client.client
 import pytest
+import requests
 from conftest import HOUR, MINUTE, SCRIPT
-from duo import Rules, Simulator, make_events
+from duo import LOG_TYPES, Rules, Simulator, make_events
 
 ROOT = SCRIPT.parent
 
@@ -383,3 +384,146 @@ def test_the_command_line_starts_a_parent_with_children():
     finally:
         process.terminate()
         process.communicate()
+
+
+def plain(duo, log_type="telephony", accepts="gzip", **parameters):
+    """The same question as ask's with requests: its answer."""
+    path, date = LOG_TYPES[log_type].path, formatdate()
+    lists = {name: [str(value)] for name, value in (parameters or window(duo)).items()}
+    signed = duo_client.client.sign(
+        duo.ikey, duo.skey, "GET", duo.host, path, date, 5, lists, body="", digestmod="sha512",
+        additional_headers={},
+    )  # fmt: skip
+    headers = {"Date": date, "Authorization": signed, "Accept-Encoding": accepts}
+    return requests.get(duo.url + path, lists, headers=headers, timeout=30)
+
+
+def test_a_good_answer_is_compressed_where_that_is_accepted(duo):
+    telephony(duo, 900)
+    compressed, whole = plain(duo, limit=900, **window(duo)), plain(duo, accepts="identity")
+    assert len(compressed.json()["response"]["items"]) == 900
+    assert compressed.headers["Content-Encoding"] == "gzip"
+    assert compressed.headers["Transfer-Encoding"] == "chunked"
+    assert "Content-Length" not in compressed.headers
+    assert int(whole.headers["Content-Length"]) == len(whole.content)
+    for answer in (compressed, whole):
+        assert answer.headers["Server"] == "Duo/1.0"
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["ETag"]
+    duo.inject("telephony", "cut")
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        plain(duo)
+    duo.skey = "0" * 40
+    duo.ikey = "DI" + "Y" * 18
+    refused = requests.get(duo.url + LOG_TYPES["telephony"].path, timeout=30)
+    assert refused.status_code == 401
+    expected = {"Server", "Date", "Content-Type", "Content-Length", "Connection"}
+    assert set(refused.headers) == expected
+
+
+def limited(**rules):
+    """A tenant in time that stands still, its clock, and what answers a request at a second."""
+    clock = [1.7e9]
+    duo = Simulator(Rules(**rules), wall=lambda: clock[0], monotonic=lambda: clock[0])
+
+    def waits(at_s):
+        clock[0] = 1.7e9 + at_s
+        return duo._limiter.wait_s("account", clock[0], duo.rules)
+
+    return duo, waits
+
+
+def test_a_limit_that_lasts_refuses_everything_for_so_long():
+    _, waits = limited(rate_limit=2, limit_lasts_s=120)
+    assert [waits(at_s) for at_s in (0, 1, 2, 65, 121, 123)] == [0, 0, 120, 57, 1, 0]
+    _, waits = limited(rate_limit=2)
+    assert [waits(at_s) for at_s in (0, 1, 2, 65)] == [0, 0, 58, 0]
+
+
+@pytest.mark.parametrize("shape", ["sliding", "fixed", "bucket"])
+def test_other_clients_eat_the_quota(shape):
+    def let_through(others):
+        _, waits = limited(rate_limit=60, other_clients=others, rate_shape=shape)
+        return sum(waits(at_s) == 0 for at_s in range(640, 1240))  # whole fixed windows
+
+    assert let_through(0) >= 590
+    assert 240 <= let_through(30) <= 400
+    assert let_through(6000) < 30
+
+
+def test_how_long_a_limit_lasts_is_in_x_retry_after(duo):
+    duo.rules.rate_limit, duo.rules.retry_after, duo.rules.limit_lasts_s = 1, "x_seconds", 600
+    assert ask(duo, "telephony", **window(duo))[0] == 200
+    status, headers, _ = ask(duo, "telephony", **window(duo))
+    assert status == 429
+    assert (headers["X-Retry-After"], headers["Retry-After"]) == ("600", None)
+
+
+def test_an_empty_page_has_a_cursor_that_comes_again(duo):
+    duo.rules.empty_page = "cursor"
+    span = window(duo)
+    for log_type in ("authentication", "telephony"):
+        first = ask(duo, log_type, **span)[2]["response"]["metadata"]
+        cursor = first["next_offset"]
+        assert first["total_objects"] == 0
+        assert cursor
+        if isinstance(cursor, list):
+            cursor = ",".join(cursor)
+        second = ask(duo, log_type, **span, next_offset=cursor)[2]["response"]["metadata"]
+        assert second == first
+
+
+def test_two_events_a_minute_apart_share_an_id(duo):
+    duo.rules.shared_ids = True
+    for log_type in ("authentication", "activity", "telephony"):
+        log = LOG_TYPES[log_type]
+        now = duo.now_ms()
+        duo.add(log_type, make_events(log_type, 20, now - HOUR, now - 5 * MINUTE))
+        stored = duo.events(log_type)
+        ids = [event[log.id_field] for event in stored]
+        assert (len(ids), len(set(ids))) == (22, 20)
+        times = {}
+        for row in duo._stores[log_type].rows:
+            times.setdefault(row.id, []).append(row.time_us)
+        apart = [max(of_id) - min(of_id) for of_id in times.values() if len(of_id) > 1]
+        assert apart == [60_000_000] * 2
+
+
+def test_an_answer_takes_longer_for_one_log_type():
+    duo = Simulator(Rules(latency_s={"telephony": 7}))
+    delays = [
+        duo.respond("GET", path, {}, 1).delay_s
+        for path in (LOG_TYPES["telephony"].path, LOG_TYPES["activity"].path, "/auth/v2/ping")
+    ]
+    assert delays == [7, 0, 0]
+    with pytest.raises(ValueError, match="phone"):
+        duo.rules.latency_s = {"phone": 1}
+
+
+@pytest.mark.parametrize(
+    "fault, status, body",
+    [(f"html_{status}", status, b"<html>") for status in (200, 401, 403, 404, 407, 502)]
+    + [("empty_401", 401, b""), ("fail_1000", 200, b'{"stat":"FAIL","code":1000,')],
+)
+def test_what_is_answered_in_place_of_duo(fault, status, body, duo):
+    duo.inject("telephony", fault)
+    answer = plain(duo)
+    assert answer.status_code == status
+    assert answer.content[: len(body) or None] == body
+    assert "Server" not in answer.headers
+
+
+@pytest.mark.parametrize("log_type", LOG_TYPES)
+def test_a_good_answer_without_its_list_or_with_another(log_type, duo):
+    now = duo.now_ms()
+    duo.add(log_type, make_events(log_type, 3, now - HOUR // 2, now - 5 * MINUTE))
+    duo.inject(log_type, "no_list", "other_list")
+    span = window(duo)
+    if LOG_TYPES[log_type].cursor is None:
+        span = {"mintime": span["mintime"] // 1000}
+    none, other = (ask(duo, log_type, **span)[2] for _ in range(2))
+    assert none["stat"] == other["stat"] == "OK"
+    lists = [value for value in none["response"].values() if isinstance(value, list)]
+    assert lists == []
+    assert len(other["response"]["entries"]) == 3
+    assert LOG_TYPES[log_type].list_key not in other["response"]
