@@ -1048,12 +1048,15 @@ class Walk:
         start_ms: int,
         until_ms: int,
         report_hole: Callable[[int, int, str], None],
+        trusts_count: bool = True,
     ) -> None:
-        """`report_hole` is told the first and the last ms of a hole, and what Duo shows of it."""
+        """`report_hole` is told the first and the last ms of a hole, and what Duo shows of it.
+        `trusts_count`: a later pass goes on from the newest event, should Duo's count be wrong."""
         self.log_type = log_type
         self.start_ms = start_ms
         self.until_ms = until_ms
         self.report_hole = report_hole
+        self.trusts_count = trusts_count
         self.mintime_ms = start_ms - log_type.overlap_ms
         self.cursor = ""
         self.cursors: set[str] = set()  # all so far
@@ -1146,7 +1149,8 @@ class Walk:
         count = len(page.events)
         if self.pages == 1:
             self.total = page.total
-        is_last = not page.cursor or count == page.total
+        is_whole = self.trusts_count and count == page.total
+        is_last = is_whole or not page.cursor
         if count == 0 or (is_last and not is_full):
             self.done = True
         elif page.cursor and page.cursor not in self.cursors:
@@ -1810,7 +1814,8 @@ class Collector:
                     return
                 self.wait(self.run.settings.interval_s)
         except Stopped:
-            return
+            if self.requests:
+                self.save_health()
 
     def wait(self, seconds: float) -> None:
         """Raises Stopped if the process is to end."""
@@ -1836,6 +1841,7 @@ class Collector:
         walk = self.open_walk()
         if walk.start_ms >= walk.until_ms:  # Duo would refuse it
             self.check_clock()
+            self.skip_expired(walk)
             return
         while not walk.done:
             if self.is_expiring(walk):
@@ -1858,7 +1864,8 @@ class Collector:
             start_ms = max(start_ms, now_ms - row.kept_days * DAY_MS + HOUR_MS)
         served_ms = (now_ms - row.delay_ms) // 1000 * 1000  # whole seconds suit all logs
         until_ms = int(min(served_ms, self.end_ms))
-        return Walk(row, start_ms, until_ms, self.report_hole)
+        trusts_count = self.end_ms == math.inf
+        return Walk(row, start_ms, until_ms, self.report_hole, trusts_count)
 
     def is_expiring(self, walk: Walk) -> bool:
         """Whether Duo is about to refuse the start of a walk, as the pages of a first run can take
@@ -2006,13 +2013,16 @@ class Collector:
         if not run.once:
             text += f"; next pass in {duration(run.settings.interval_s * 1000)}"
         log.log(level, "%s: %s", self.log_type.name, text)
-        with run.writing:
-            self.health["pass_ms"] = int((run.edges.monotonic() - self.began) * 1000)
-            if problem:
-                self.health["last_error_ms"] = run.clock.now_ms()
-                self.health["last_error"] = redact(str(problem))
-                with contextlib.suppress(CollectorError):  # collection does not need it
-                    run.mode.commit([])
+        self.health["pass_ms"] = int((run.edges.monotonic() - self.began) * 1000)
+        if problem:
+            self.health["last_error_ms"] = run.clock.now_ms()
+            self.health["last_error"] = redact(str(problem))
+            self.save_health()
+
+    def save_health(self) -> None:
+        """Collection does not need it, so a failure stops nothing."""
+        with self.run.writing, contextlib.suppress(CollectorError, Stopped):
+            self.run.mode.commit([])
 
 
 # Reports: all by the main thread
