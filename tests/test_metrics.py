@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ from conftest import (
     running,
     wait_for,
 )
-from duo import make_events
+from duo import Simulator, make_events
 from prometheus_client.parser import text_string_to_metric_families
 
 

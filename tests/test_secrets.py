@@ -1,6 +1,7 @@
 """The secret key, and a proxy's password, are said nowhere."""
 
 import json
+from unittest import mock
 
 import requests
 from conftest import DEFAULT, JSON, NOBODY, ONLY, SECRET, Collector, assert_hidden, settings_of
