@@ -62,7 +62,7 @@ def test_77_outweighs_75(duo, collector):
 
 
 def test_a_refusal_is_told_by_each_pass_of_the_loop(duo, collector):
-    """In full once a minute; and the other log types go on."""
+    """And the other log types go on."""
     fill(duo, "authentication", 20)
     duo.rules.missing["telephony"] = 403
     options = ["--log-types", "telephony,authentication", "--interval", "0.2"]
@@ -74,8 +74,8 @@ def test_a_refusal_is_told_by_each_pass_of_the_loop(duo, collector):
         while not any(b"INFO telephony: 0 events" in line for line in lines):
             lines.append(process.stderr.readline())
     told = [line for line in lines if b"ERROR telephony" in line]
-    assert [b"Duo refuses the permission" in line for line in told[:2]] == [True, False], told
-    assert all(b"given up for the same reason" in line for line in told[1:])
+    for line in told:
+        assert b"Duo refuses the permission (403 40301 " in line and b"plan" in line, line
     assert sum(b"INFO authentication: " in line for line in lines) >= 3
 
 
@@ -98,7 +98,7 @@ CODES = {  # Duo's message, the exit status, what to do about it
     40105: (
         "Bad request timestamp",
         77,
-        "the local clock is within 1 s of Duo's, so the fault is Duo's",
+        "though it is Duo's own",
     ),
     40112: (
         "Signature type is not supported",
@@ -181,7 +181,7 @@ def test_a_401_says_what_it_most_likely_is(duo, collector, suspect):
     runs = [collector.run("--check", "-v"), collector.once("-v"), collector.run("--status")]
     assert [run.status for run in runs] == [77, 77, 0]
     said = "".join(run.stdout + run.stderr for run in runs)
-    assert [(run.stdout + run.stderr).count(words) for run in runs] == [1, 1, len(DEFAULT)]
+    assert [(run.stdout + run.stderr).count(words) for run in runs] == [1, 3, 3]
     assert runs[0].stdout.splitlines()[1:] == [f"{log_type}: the same" for log_type in DEFAULT[1:]]
     assert RIGHT_KEY[:20] not in said + collector.checkpoint_file.read_text()
     assert OTHER_KEY not in said
