@@ -107,8 +107,13 @@ class Retryable(PassFailed):
     retry_after_s = 0.0  # how long the server asks to wait
 
 
+class GivenUp(PassFailed):
+    """Nothing but retryable failures, for as long as the patience lasts."""
+
+
 class RateLimited(Retryable):
-    """Duo answers 429: too many requests."""
+    """Duo answers 429: too many requests. A log type gives up its pass 300 s after it sent the
+    first of those in a row."""
 
     outcome = "limited"
     patience_s = 300.0
@@ -284,6 +289,7 @@ HOUR_MS = AGES_MS["h"]
 DAY_MS = AGES_MS["d"]
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 MILLISECOND = timedelta(milliseconds=1)
+NEWEST_MS = 4_102_444_800_000  # the year 2100; how far ahead of now it is, only Duo's time can say
 OLDEST_MS = 10**12  # 2001; earlier times have too few digits for the checkpoint file
 
 
@@ -312,6 +318,8 @@ def parse_when(text: str) -> When:
     if not re.match("[0-9]{4}-", text):
         raise ValueError("write a time such as 2026-11-01 or 2026-11-01T08:00Z, an age, or now")
     at_ms = int(parse_iso(text))
+    if at_ms > NEWEST_MS:
+        raise ValueError("that is in the future: write a time in the past, an age, or now")
     return lambda now_ms: max(at_ms, OLDEST_MS)
 
 
@@ -431,24 +439,28 @@ def load_env_file(given: str | None) -> str:
         content = opened.read()
         if b"\0" in content:
             raise ValueError("it is not UTF-8 but perhaps UTF-16: save it as UTF-8")
-        text = content.decode("utf-8-sig")
-    if stat.S_ISREG(mode) and mode & 0o077:
-        log.warning(
-            "%s can be read by other users, and may hold the secret key: chmod 600 it", path
-        )
-    folder = os.path.dirname(os.path.abspath(path))
-    for line in reversed([*parse_stream(io.StringIO(text))]):  # the last of a repeated name wins
-        value = line.value or ""
-        if line.error or "=" in (line.key or ""):
-            number = line.original.line
-            log.warning("settings file %s, line %d: this is not NAME=VALUE", path, number)
-            continue
-        if not line.key:  # a comment, or an empty line
-            continue
-        if value and line.key in PATHS:
-            value = os.path.join(folder, os.path.expanduser(value))
-        os.environ.setdefault(line.key, value)
+        lines = [*parse_stream(io.StringIO(content.decode("utf-8-sig")))]
+        is_open = stat.S_ISREG(mode) and mode & 0o077 != 0
+        for line in reversed(lines):  # the last of a repeated name wins
+            take_setting(path, line, is_open)
     return looked_for
+
+
+def take_setting(path: str, line: Any, is_open: bool) -> None:
+    """Set the environment variable of a line of a settings file, unless it is set. Raises
+    ValueError."""
+    value = line.value or ""
+    if line.error:
+        number = line.original.line
+        log.warning("settings file %s, line %d: this is not NAME=VALUE", path, number)
+    if not line.key:
+        return
+    if line.key == "DUO_SECRET_KEY" and value and is_open:
+        log.warning("%s can be read by other users, and holds the secret key: chmod 600 it", path)
+    if value and line.key in PATHS:
+        folder = os.path.dirname(os.path.abspath(path))
+        value = os.path.join(folder, os.path.expanduser(value))
+    os.environ.setdefault(line.key, value)
 
 
 def load_settings(
@@ -471,7 +483,7 @@ def load_settings(
     values = {name: read_setting(options, environ, *row) for name, row in rows.items()}
     key_file = values.get("secret_key_file")
     if key_file:
-        with fatal_errors(78, f"DUO_SECRET_KEY_FILE {key_file}"):
+        with fatal_errors(78, f"DUO_SECRET_KEY_FILE {one_line(repr(key_file))}"):
             values["secret_key"] = read_key_file(key_file)
     start_times = {}
     for log_type in LOG_TYPES.values():
@@ -723,7 +735,7 @@ class Duo:
         text = meaning.format(
             reason=" ".join(one_line(reason).split()), keys=self.explain_credentials(code)
         )
-        if self.settings.account_id and status in (400, 401, 403, 404) and answer.is_from_duo:
+        if self.settings.account_id and key in ("400", "401", "403", "404"):
             text += "; or DUO_ACCOUNT_ID is no child of that account, or not at this host: "
             text += "see --accounts"
         if log_type and kind is Refused and status in (403, 404):
@@ -766,8 +778,12 @@ class Clock:
     It is what /auth/v2/ping says at the start of a pass, carried on by the monotonic clock, so that
     a local clock that is wrong or set right in between changes nothing. Duo refuses a request whose
     date is five minutes off (source: duo_unix's mock of Duo), and a window that ends too late would
-    skip what is published in between. Without an answer, the local clock is used, and not an older
-    answer: the monotonic clock stands still while a machine is suspended.
+    skip what is published in between.
+
+    Without an answer, the local clock is used, and not an older answer: the monotonic clock stands
+    still while a machine is suspended. If it is five minutes off, Duo refuses the requests, and the
+    pass ends with 77; if by it there is nothing to read yet, nothing is requested, and the pass
+    ends with 75. Nothing is skipped.
     """
 
     SHARED_S = 60.0  # an answer this young is used again, as the threads begin together
@@ -1018,7 +1034,12 @@ class Walk:
     """A walk through a window of time (ms, both bounds included), page by page, oldest first.
 
     Request `parameters`, pass the page to `step`, take the new events from `fresh`, until the walk
-    is `done`. It follows Duo's cursor. Without one it goes on from the newest event's own time.
+    is `done`.
+
+    With a cursor (v2 logs, Trust Monitor) it ends at an empty page, or at a page that is not full
+    and either has no cursor or holds as many events as Duo counts. By time (v1 logs, which have no
+    cursor, and v2 logs whose cursor fails) it goes on from the newest event's own time, and ends at
+    a page that has nothing within the window, or, for v1 logs, is not full and has nothing newer.
     """
 
     def __init__(
@@ -1260,7 +1281,7 @@ class Checkpoints:
         state = State(since_ms, since_ms)
         try:
             saved = self.document.get("state", {}).get(row.name)
-            if not saved:
+            if saved is None:
                 return state
             read_health(state.health, saved.get("health", {}))
             if saved["since_ms"] == since_ms:  # otherwise it was set by hand: a fresh start
@@ -1314,7 +1335,7 @@ def read_checkpoint_file(path: str) -> dict[str, Any]:
             f"checkpoint file {path} cannot be read: {one_line(error)}", 78
         ) from None
     with fatal_errors(78, f"checkpoint file {path} cannot be read", remedy):
-        document = json.loads(content)
+        document = json.loads(content.decode())
         if not isinstance(document, dict):
             raise ValueError("it is not a JSON object")
     return document
@@ -1896,9 +1917,9 @@ class Collector:
         give_up = self.failing.setdefault(kind, sent) + problem.patience_s
         self.pace.due = max(self.pace.due, now + problem.retry_after_s)
         if problem.retry_after_s and now + problem.retry_after_s > give_up:
-            raise PassFailed(f"{problem}; given up for this pass") from None
+            raise GivenUp(f"{problem}; given up for this pass") from None
         if not is_first and now >= give_up:
-            raise PassFailed(f"{problem}; given up for this pass") from None
+            raise GivenUp(f"{problem}; given up for this pass") from None
         is_news = is_first and self.run.is_news(str(problem))
         level = logging.INFO if is_news else logging.DEBUG
         again = duration((self.pace.due - now) * 1000)
@@ -1979,12 +2000,9 @@ class Collector:
         level, text = run.mode.result(self)
         if problem:
             level = logging.ERROR
-            if not self.requests:
-                text = str(problem)
-            elif run.is_news(f"end: {problem}"):
-                text += f"; {problem}"
-            else:
-                text += "; given up for the same reason"
+            is_known = isinstance(problem, GivenUp) and not run.is_news(f"end: {problem}")
+            why = "given up for the same reason" if is_known else str(problem)
+            text = f"{text}; {why}" if self.requests else why
         if not run.once:
             text += f"; next pass in {duration(run.settings.interval_s * 1000)}"
         log.log(level, "%s: %s", self.log_type.name, text)

@@ -11,6 +11,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -286,6 +287,11 @@ def cramped(request, tmp_path):
     )
 
 
+def log_requests(duo):
+    """The requests that a simulator had for logs: the ping is none."""
+    return [request for request in duo.requests if request.log_type]
+
+
 # Events
 
 
@@ -436,13 +442,13 @@ def small_pages(duo, monkeypatch):
 
 @pytest.fixture
 def backlog(duo, collector):
-    """Six slow pages of telephony, eleven of administrator; a report each 0.4 s."""
+    """Six slow pages of telephony, eleven of administrator; a report each 0.4 s at most."""
     fill(duo, "telephony", 5_500)
     fill(duo, "administrator", 1_050)
     duo.rules.v1_limit, duo.rules.latency_s = 100, 0.12
     collector.seed(telephony=now_ms() - 7 * HOUR, administrator=now_ms() - 7 * HOUR)
     collector.environ["DUO_LOG_TYPES"] = "telephony,administrator"
-    before(collector, "duo_collector.REPORT_S = 0.4")
+    before(collector, "duo_collector.Reports.EVERY_S = 0.4; duo_collector.Threads.WAKE_S = 0.02")
     return duo
 
 
@@ -498,34 +504,45 @@ def odd(log_type, number, **more):
 # One log type in virtual time
 
 
-def failing_pass(problem, per_minute=50):
-    """A pass in simulated time that meets nothing but this problem: the times (s) of its requests, and its collector."""
-    clock, times = [0.0], []
+def failing_pass(folder, problem, per_minute=50, latency_s=0.0):
+    """A pass of telephony in virtual time, in which every request comes to nothing but this, after
+    so many s: the times (s) of its requests, and its collector."""
+    now = [0.0]
+    times = []
     log_type = duo_collector.LOG_TYPES["telephony"]
-    settings = duo_collector.Settings(
-        log_types=(log_type,),
-        seeds={log_type: duo_collector.SEED_MS},
-        base_url="https://127.0.0.1",
-        requests_per_minute=per_minute,
-    )
-    edges = duo_collector.Edges(
-        lambda: 1.8e9 + clock[0], lambda: clock[0], pytest.fail, duo_collector.open_session
-    )
-    duo = duo_collector.Duo(settings, edges)
+
+    def wait(seconds):
+        now[0] += seconds
+        return False
 
     def fetch_page(*_):
-        times.append(clock[0])
+        times.append(now[0])
+        now[0] += latency_s
         raise problem
 
-    duo.fetch_page = fetch_page
-    run = duo_collector.Run(
-        settings, edges, duo, duo_collector.Checkpoints("", settings), None, None, once=True
+    settings = duo_collector.Settings(
+        base_url=NOBODY,
+        log_types=(log_type,),
+        requests_per_minute=per_minute,
+        checkpoint_file=str(folder / "virtual.json"),
+        start_times={log_type: duo_collector.SEED_MS},
     )
+    edges = duo_collector.Edges(
+        now=lambda: 1.8e9 + now[0],
+        monotonic=lambda: now[0],
+        wait=wait,
+        lock=threading.Lock,
+        session=duo_collector.open_session,
+        side_by_side=pytest.fail,
+    )
+    checkpoints = duo_collector.Checkpoints(settings)
+    mode = duo_collector.Collection(settings, duo_collector.Output(), checkpoints)
+    run = duo_collector.Run(settings, edges, mode, True, None)
     collector = duo_collector.Collector(run, log_type)
-    while collector.busy:
-        clock[0] = max(clock[0], collector.due)
-        collector.due = next(collector.turns)
-    assert (clock[0], len(times)) == (times[-1], collector.requests)
+    collector.duo.ping = lambda: None
+    collector.duo.fetch_page = fetch_page
+    collector.collect()
+    assert len(times) == collector.requests
     return times, collector
 
 

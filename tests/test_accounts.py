@@ -18,6 +18,7 @@ from conftest import (
     Collector,
     differences,
     fill,
+    log_requests,
     now_ms,
 )
 from duo import LOG_TYPES, Rules, Simulator, make_events
@@ -70,11 +71,11 @@ def test_every_request_names_the_child_and_every_event_does(child, parent, colle
     result = collector.once("--log-types", ALL)
     assert result.status == 0, result.stderr
     assert_is_all_of(child, result.events)
-    assert {request.params.get("account_id") for request in child.requests} == {id_of(child)}
+    assert {request.params.get("account_id") for request in log_requests(child)} == {id_of(child)}
     assert {request.status for request in child.requests} == {
         200
     }  # it checks the signature, parameters included
-    assert {request.log_type for request in child.requests} == set(LOG_TYPES)
+    assert {request.log_type for request in log_requests(child)} == set(LOG_TYPES)
     assert parent.requests == []
     last = result.stdout.splitlines()[-1]
     assert last.endswith(f'"host":"{child.host}","child_account_id":"{id_of(child)}"' + "}")
@@ -202,7 +203,8 @@ def test_accounts_lists_what_duos_own_client_lists_by_the_same_request(tmp_path,
     assert listed(result) == wanted == [child.account for child in parent.children]
     assert result.stdout.isascii() and result.stdout.count("\n") == 3
     assert list(tmp_path.iterdir()) == []
-    (theirs, ours) = seen
+    theirs, ping, ours = seen  # the ping tells Duo's time
+    assert ping[:2] == ("GET", "/auth/v2/ping")
     assert ours[:2] == theirs[:2] == ("POST", "/accounts/v1/account/list")
     assert ours[3] == theirs[3] == b"{}"
     assert ours[2].get("content-type") == theirs[2]["content-type"] == "application/json"
@@ -240,9 +242,8 @@ def test_keys_of_another_application_are_told(parent, of_parent, code):
             75,
             "Duo fails",
         ),
-        ((200, JSON, b'{"stat":"OK","response":{}}'), 75, "not an answer from Duo"),
-        ((200, JSON, b'{"stat":"OK","response":[{"account_id":NaN}]}'), 75, "NaN"),
-        ((200, {"Content-Type": "text/html"}, b"<html>log in</html>"), 75, "from a proxy?"),
+        ((200, JSON, b'{"stat":"OK","response":{}}'), 75, "does not document"),
+        ((200, {"Content-Type": "text/html"}, b"<html>log in</html>"), 75, "a proxy or a filter"),
         (
             (404, JSON, b'{"code":40401,"message":"Resource not found","stat":"FAIL"}'),
             77,
@@ -266,7 +267,7 @@ def test_what_else_may_come_of_it_is_told_in_a_line(parent, of_parent, answer, s
 def test_a_wrong_local_clock_does_not_keep_accounts_from_being_listed(parent, of_parent):
     parent.rules.clock_offset = 900.0
     assert len(listed(of_parent.run("--accounts"))) == 5
-    assert [request.status for request in parent.requests] == [401, 200]
+    assert [request.status for request in parent.requests] == [200, 200]
 
 
 def test_accounts_goes_with_nothing_that_collects(of_parent, parent):

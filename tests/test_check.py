@@ -1,7 +1,18 @@
 """--check: one small request a log type, and what to fix."""
 
+from collections import Counter
+
 import pytest
-from conftest import ALL, CHECKPOINT_KEYS, NOBODY, ONLY, SECRET, assert_hidden
+from conftest import (
+    ALL,
+    CHECKPOINT_KEYS,
+    NOBODY,
+    ONLY,
+    SECRET,
+    assert_hidden,
+    log_requests,
+    running,
+)
 from duo import make_events
 
 
@@ -16,8 +27,9 @@ def test_check_asks_once_for_each_log_type_and_moves_nothing(collector, duo):
         0,
         "".join(f"{name}: ok\n" for name in CHECKPOINT_KEYS),
     )
-    assert [request.log_type for request in duo.requests] == list(CHECKPOINT_KEYS)
-    limits = {request.log_type: request.params.get("limit") for request in duo.requests}
+    asked = [request.log_type for request in log_requests(duo)]
+    assert Counter(asked) == Counter(CHECKPOINT_KEYS)
+    limits = {request.log_type: request.params.get("limit") for request in log_requests(duo)}
     assert {name for name, limit in limits.items() if limit is None} == {
         "administrator",
         "offline_enrollment",
@@ -76,3 +88,22 @@ def test_check_says_the_same_error_once(duo, collector):
     lines = result.stdout.splitlines()
     assert (result.status, lines[1:]) == (77, ["administrator: the same", "telephony: the same"])
     assert lines[0].startswith("authentication: Duo refuses the credentials")
+
+
+def test_check_says_which_log_is_not_among_the_log_types(duo, collector):
+    told = " INFO activity is not among the log types"
+    assert told in collector.run("--check").stderr
+    assert told not in collector.run("--check", "--log-types", ALL).stderr
+
+
+def test_check_tries_the_lock(duo, collector):
+    """A lock that another run holds is no fault; one that can never be had is."""
+    with running(collector, "--interval", "60") as process:
+        process.stderr.readline()
+        assert collector.run("--check").status == 0
+    path = collector.checkpoint_file.parent / ".checkpoints.json.lock"
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    result = collector.run("--check", *ONLY)
+    assert (result.status, result.stdout.splitlines()[0]) == (78, "telephony: ok")
+    assert str(collector.checkpoint_file) in result.stdout.splitlines()[1]

@@ -9,7 +9,17 @@ from unittest import mock
 
 import duo as tenant
 import pytest
-from conftest import CHECKPOINT_KEYS, DEFAULT, HOUR, ONLY, Collector, assert_refused, fill, now_ms
+from conftest import (
+    CHECKPOINT_KEYS,
+    DEFAULT,
+    HOUR,
+    ONLY,
+    Collector,
+    assert_refused,
+    fill,
+    log_requests,
+    now_ms,
+)
 from duo import Simulator
 
 import duo_collector
@@ -88,8 +98,6 @@ WRONG_FILES = {
     "a string": b'"1661022959934"',
     "a number": b"1661022959934",
     "null": b"null",
-    "nothing but damage": b'{"written": null}',
-    "nothing but a list": b'{"written": []}',
     "nothing but damaged state": b'{"state": null}',
     "nothing but a list for a state": b'{"state": []}',
     "not UTF-8": b'{"AUTH_SINCE_TIME": 1661022959934, "x": "\xff"}',
@@ -100,10 +108,6 @@ WRONG_FILES = {
         f"{key} {value[:20]}": f'{{"{key}": {value}}}'.encode()
         for key, row in WRONG_SINCE.items()
         for value in row
-    },
-    **{
-        f"written {kept}": f'{{"AUTH_SINCE_TIME": {AT_MS}, "written": {kept}}}'.encode()
-        for kept in DAMAGED
     },
     **{
         f"state {kept}": f'{{"AUTH_SINCE_TIME": {AT_MS}, "state": {kept}}}'.encode()
@@ -134,7 +138,7 @@ def test_a_wrong_checkpoint_file_is_refused_and_left_alone(what, tmp_path, caplo
     "what",
     [
         *("empty", "truncated", "a list", "not UTF-8", "nested", "AUTH_SINCE_TIME 1661022959"),
-        *(f"written {DAMAGED[4]}", f"state {DAMAGED_STATE[4]}"),
+        f"state {DAMAGED_STATE[4]}",
     ],
 )
 def test_a_run_from_a_wrong_checkpoint_file_requests_nothing(what, collector, duo):
@@ -281,7 +285,7 @@ def test_nothing_is_saved_when_nothing_has_changed(duo, collector):
     before = collector.checkpoint_file.stat()
     assert collector.once().status == 0
     after = collector.checkpoint_file.stat()
-    assert (after.st_ino, after.st_mtime_ns, duo.requests) == (
+    assert (after.st_ino, after.st_mtime_ns, log_requests(duo)) == (
         before.st_ino,
         before.st_mtime_ns,
         [],
@@ -305,4 +309,4 @@ def test_only_the_failure_is_saved_when_the_checkpoint_is_ahead(duo, collector):
             ("ahead of now" in states[name]["health"]["last_error"]) == (name in DEFAULT)
             for name in states
         )
-    assert [request.path for request in duo.requests] == ["/auth/v2/ping"] * 2 * len(DEFAULT)
+    assert [request.path for request in duo.requests] == ["/auth/v2/ping"] * 2

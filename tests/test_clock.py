@@ -2,27 +2,25 @@
 
 import json
 import re
-import time
-from email.utils import formatdate
 
 import pytest
-import requests
 from conftest import (
     ALL,
+    DAY,
     DEFAULT,
     HOUR,
     JSON,
     MINUTE,
     NONE,
     ONLY,
+    before,
     differences,
     events_of,
     fill,
     now_ms,
+    running,
 )
 from duo import LOG_TYPES, make_events
-
-import duo_collector
 
 
 @pytest.mark.parametrize("offset_s", [-600, -200, -20, -3, 3, 20, 200, 600])
@@ -53,21 +51,6 @@ def test_a_wrong_local_clock_neither_loses_nor_delays(duo, collector, offset_s, 
     second = collector.once("--log-types", ",".join(names))
     assert (second.status, len(second.events)) == (0, 5), second.stderr
     assert len(duo.requests) < 12
-
-
-@pytest.mark.parametrize("was_s", [-3600, 600])
-def test_a_clock_that_is_set_right_is_believed(duo, collector, was_s):
-    duo.rules.clock_offset = was_s
-    fill(duo, "authentication", 10)
-    assert len(collector.once("--log-types", "authentication").events) == 10
-    duo.rules.clock_offset = 0
-    fresh = make_events("authentication", 3, now_ms() - 200_000, now_ms() - 190_000, seed=4)
-    duo.add("authentication", fresh)
-    result = collector.once("--log-types", "authentication")
-    assert result.status == 0, result.stderr
-    # was_s > 0: the checkpoint is ahead of this Duo by what its clock went back, but not the newest event known
-    assert_all_written_but(result, fresh)
-    assert "ahead of now" not in result.stderr
 
 
 def assert_all_written_but(result, fresh):
@@ -127,66 +110,6 @@ def test_two_servers_with_two_clocks(duo, collector, apart_s):
     assert len(result.events) == 15
 
 
-def test_a_clock_told_by_a_refusal_opens_the_window_before_the_pass_ends(duo, collector):
-    """By the local clock the checkpoint is ahead of now; Duo limits the request for its time, and tells it all the same."""
-    duo.rules.clock_offset = 200
-    collector.seed(telephony=duo.now_ms() - 180_000)
-    end_ms = duo.now_ms() - 125_000
-    duo.add("telephony", make_events("telephony", 10, end_ms - 30_000, end_ms))
-    date = formatdate(duo.now_ms() / 1000, usegmt=True)
-    duo.inject(
-        "ping",
-        (
-            429,
-            {**JSON, "Date": date},
-            b'{"stat": "FAIL", "code": 42901, "message": "Too Many Requests"}',
-        ),
-    )
-    result = collector.once(*ONLY)
-    assert (result.status, len(result.events)) == (0, 10), result.stderr
-    assert duo.requests[0].path == "/auth/v2/ping"
-
-
-@pytest.mark.parametrize(
-    "ping", [(), ("error_404",), ("html_502",), ("reset",)], ids=["ping", "404", "HTML", "reset"]
-)
-@pytest.mark.parametrize("behind", ["40 min", "2 h", "1 day", "200 days"])
-def test_a_local_clock_far_behind_the_checkpoint_stops_nothing(duo, collector, behind, ping):
-    behind_s = {"40 min": 2_400, "2 h": 7_200, "1 day": 86_400, "200 days": 200 * 86_400}[behind]
-    duo.rules.ping_faults = ping
-    duo.rules.clock_offset = behind_s
-    collector.seed(**dict.fromkeys(LOG_TYPES, duo.now_ms() - 5 * MINUTE))
-    results = []
-    for seed in range(2):
-        end_ms = duo.now_ms() - 130_000
-        for log_type in LOG_TYPES:
-            duo.add(log_type, make_events(log_type, 30, end_ms - MINUTE, end_ms, seed=seed))
-        results.append(collector.once("--log-types", ALL))
-        assert results[-1].status == 0, results[-1].stderr
-        told = re.findall(r"WARNING local clock is (\d+) s behind Duo's", results[-1].stderr)
-        assert [abs(int(said) - behind_s) <= 2 for said in told] == [True], results[-1].stderr
-        assert results[-1].stderr.count("WARNING") == 1
-    assert differences(duo, events_of(results), LOG_TYPES) == NONE
-
-
-def test_a_known_difference_of_clocks_stays_while_answers_fit_it(duo):
-    """Local clocks 0.7 s ahead of Duo's, and equal to it; an answer each 0.75 s, with Duo's time in whole seconds."""
-    settings = duo_collector.Settings(base_url=duo.settings["DUO_API_HOST"])
-    for ahead_ms in 700, 0:
-        api = duo_collector.Duo(
-            settings, duo_collector.Edges(time.time, time.monotonic, time.sleep, requests.Session)
-        )
-        for number in range(20):
-            sent_ms = 1_800_000_000_450 + 750 * number
-            date = formatdate((sent_ms + 20 - ahead_ms) // 1000, usegmt=True)
-            answer = duo_collector.Answer(
-                200, {"Date": date}, {"stat": "OK"}, None, "", sent_ms, sent_ms + 50
-            )
-            api.learn_clock(answer)
-            if number > 4:
-                assert -1.3 < api.clock_offset_s <= -0.7 if ahead_ms else api.clock_offset_s == 0.0
-
-
 @pytest.mark.parametrize("off_s", [-1_200, 1_200, 90_000])
 def test_a_date_that_a_proxy_stamps_is_not_believed(duo, collector, off_s):
     duo.rules.date_offset = off_s
@@ -198,39 +121,6 @@ def test_a_date_that_a_proxy_stamps_is_not_believed(duo, collector, off_s):
     assert "local clock" not in result.stderr
     again = collector.once()
     assert (again.status, again.stdout) == (0, "")
-
-
-REFUSED_DATES = {  # code, message, words
-    "40105 Bad request timestamp": "Duo refuses the request's date",
-    "40104 Bad request timestamp": "Duo refuses the request's date",
-    "40104 Missing request timestamp": "a proxy strips it",
-    "40101 Missing request credentials": "a proxy strips it",
-}
-
-
-@pytest.mark.parametrize("said", REFUSED_DATES)
-def test_a_refused_date_is_known_by_its_words(duo, collector, said):
-    code, message = said.split(" ", 1)
-    answer = (
-        401,
-        JSON,
-        json.dumps({"code": int(code), "message": message, "stat": "FAIL"}).encode(),
-    )
-    duo.inject("telephony", answer, answer)
-    result = collector.once(*ONLY)
-    assert (result.status, f"{REFUSED_DATES[said]}" in result.stderr) == (77, True), result.stderr
-    assert f"(401 {said})" in result.stderr
-
-
-@pytest.mark.parametrize("code", [40104, 40105])
-def test_a_wrong_local_clock_is_learnt_from_a_refusal(duo, collector, code):
-    duo.rules.clock_offset, duo.rules.date_code = 900, code
-    end_ms = duo.now_ms() - 10 * MINUTE
-    duo.add("telephony", make_events("telephony", 30, end_ms - HOUR, end_ms))
-    result = collector.once(*ONLY)
-    assert (result.status, differences(duo, result.events, ["telephony"])) == (0, NONE), (
-        result.stderr
-    )
 
 
 @pytest.mark.parametrize("then", ["error_500", "reset", "error_429"])
@@ -261,52 +151,136 @@ def test_a_first_run_with_a_wrong_local_clock(duo, collector, off_s):
     assert (result.status, differences(duo, result.events, DEFAULT)) == (0, NONE), result.stderr
 
 
-RANGES = [["--until", "now"], ["--missing-from", "/dev/null"]]
+OFF_S = {"10 min": 600, "1 day": 86_400, "200 days": 200 * 86_400}  # Duo's time minus the local
+WRONG = [sign * off_s for sign in (1, -1) for off_s in OFF_S.values()]
 
 
-@pytest.mark.parametrize("more", RANGES)
-def test_a_range_by_a_wrong_local_clock_is_no_success(duo, collector, more):
-    """The first requests, for Duo's time, fail; what the later answers tell comes too late for --since."""
-    duo.rules.clock_offset = 7_200
-    duo.add(
-        "telephony",
-        make_events("telephony", 10, duo.now_ms() - 50 * MINUTE, duo.now_ms() - 5 * MINUTE),
-    )
-    duo.inject("ping", (502, {"Content-Type": "text/html"}, b"<html>"))
-    duo.inject("telephony", "error_503")
-    options = ["--since", "1h", *more, *ONLY]
-    result = collector.run(*options)
-    assert (result.status, "the local clock was wrong, and so was the range" in result.stderr) == (
-        75,
-        True,
-    ), result.stderr
-    result = collector.run(*options)
-    assert (result.status, len(result.events)) == (0, 10), result.stderr
+def assert_told(text, off_s):
+    """The log warns of the clock once, with the figure."""
+    (line,) = [line for line in text.splitlines() if "WARNING" in line]
+    said = re.search(r" the local clock is ([\d,]+) s (behind|ahead of) Duo's; ", line)
+    assert said and said[2] == ("behind" if off_s > 0 else "ahead of"), line
+    assert int(said[1].replace(",", "")) == pytest.approx(abs(off_s), abs=2)
 
 
-@pytest.mark.parametrize("days", [-200, -1, 1])
-@pytest.mark.parametrize("more", RANGES)
-def test_a_range_is_by_duos_clock_where_the_ping_does_not_tell_it(duo, collector, more, days):
-    duo.rules.clock_offset, duo.rules.ping_faults = days * 86_400, ("error_404",)
+@pytest.mark.parametrize("off_s", WRONG)
+def test_a_clock_that_is_wrong_by_days_loses_and_repeats_nothing_and_is_told_once(
+    duo, collector, off_s
+):
+    duo.rules.clock_offset = off_s
+    collector.seed(**dict.fromkeys(LOG_TYPES, duo.now_ms() - 5 * MINUTE))
+    results = []
+    for seed in range(2):
+        end_ms = duo.now_ms() - 130_000
+        for log_type in LOG_TYPES:
+            duo.add(log_type, make_events(log_type, 30, end_ms - MINUTE, end_ms, seed=seed))
+        results.append(collector.once("--log-types", ALL))
+        assert results[-1].status == 0, results[-1].stderr
+        assert_told(results[-1].stderr, off_s)
+    assert differences(duo, events_of(results)) == NONE
+    assert {request.status for request in duo.requests} == {200}
+
+
+@pytest.mark.parametrize("off_s", WRONG)
+def test_check_tells_how_far_the_clock_is_off(duo, collector, off_s):
+    duo.rules.clock_offset = off_s
+    result = collector.run("--check", *ONLY)
+    assert (result.status, result.stdout) == (0, "telephony: ok\n")
+    assert_told(result.stderr, off_s)
+    duo.rules.clock_offset = 20
+    assert "local clock" not in collector.run("--check", *ONLY).stderr
+
+
+def test_a_service_tells_a_difference_once_and_another_one_again(duo, collector):
+    before(collector, "duo_collector.Clock.SHARED_S = 0.0")
+    duo.rules.clock_offset = 600
+    with running(collector, *ONLY, "--interval", "0.05") as process:
+        lines = [process.stderr.readline() for _ in range(6)]
+        duo.rules.clock_offset = -600
+        lines += [process.stderr.readline() for _ in range(6)]
+    told = [line for line in lines if b"WARNING" in line]
+    assert [b" s behind Duo's" in line for line in told] == [True, False], lines
+
+
+@pytest.mark.parametrize("options", [["--once"], ["--check"], ["--accounts"]], ids=" ".join)
+def test_duos_time_is_asked_for_once_a_process(duo, collector, options):
+    collector.run(*options)
+    assert [request.path for request in duo.requests].count("/auth/v2/ping") == 1
+    assert duo.requests[0].path == "/auth/v2/ping"
+
+
+@pytest.mark.parametrize("off_s", [600, -600])
+def test_a_clock_that_is_set_right_changes_nothing(duo, collector, off_s):
+    """Duo's time is its own: whatever the local clock was before, the next pass finds what is new."""
+    duo.rules.clock_offset = off_s
+    end_ms = duo.now_ms() - 125_000
+    duo.add("authentication", make_events("authentication", 10, end_ms - MINUTE, end_ms))
+    first = collector.once("--log-types", "authentication")
+    before(collector, f"import time; now = time.time; time.time = lambda: now() + {off_s}")
+    end_ms = duo.now_ms() - 122_000
+    duo.add("authentication", make_events("authentication", 3, end_ms - 2_000, end_ms, seed=4))
+    second = collector.once("--log-types", "authentication")
+    assert differences(duo, events_of([first, second]), ["authentication"]) == NONE
+    assert "local clock" not in second.stderr
+
+
+# Where the ping is not answered
+
+NO_PING = ["error_404", "html_502", "reset"]
+
+
+@pytest.mark.parametrize("ping", NO_PING)
+@pytest.mark.parametrize("off_s", [200, -200])
+def test_the_local_clock_counts_where_the_ping_is_not_answered(duo, collector, ping, off_s):
+    duo.rules.ping_faults, duo.rules.clock_offset = (ping,), off_s
+    fill(duo, DEFAULT, 20)
+    result = collector.once()
+    assert (result.status, differences(duo, result.events, DEFAULT)) == (0, NONE), result.stderr
+
+
+@pytest.mark.parametrize("ping", NO_PING)
+@pytest.mark.parametrize("off_s", [2_400, -86_400])
+def test_a_date_of_the_local_clock_that_is_refused_is_told_as_that(duo, collector, ping, off_s):
+    duo.rules.ping_faults, duo.rules.clock_offset = (ping,), off_s
+    collector.seed(telephony=duo.now_ms() - 300 * DAY)
+    result = collector.once(*ONLY)
+    assert (result.status, result.stdout) == (77, ""), result.stderr
+    assert "Duo refuses the request's date (401 40105 Bad request timestamp)" in result.stderr
+    assert "which is the local clock's" in result.stderr and "set the clock right" in result.stderr
+
+
+REFUSED_DATES = {  # code, message, words
+    "40105 Bad request timestamp": "Duo refuses the request's date",
+    "40104 Bad request timestamp": "Duo refuses the request's date",
+    "40104 Missing request timestamp": "a proxy strips it",
+    "40101 Missing request credentials": "a proxy strips it",
+}
+
+
+@pytest.mark.parametrize("said", REFUSED_DATES)
+def test_a_refused_date_is_known_by_its_words(duo, collector, said):
+    code, message = said.split(" ", 1)
+    body = json.dumps({"code": int(code), "message": message, "stat": "FAIL"})
+    duo.inject("telephony", (401, JSON, body.encode()))
+    result = collector.once(*ONLY)
+    assert (result.status, REFUSED_DATES[said] in result.stderr) == (77, True), result.stderr
+    assert f"(401 {said})" in result.stderr
+    assert "local clock" not in result.stderr, "the date was Duo's own"
+
+
+@pytest.mark.parametrize("off_s", [-200 * 86_400, -86_400, 86_400])
+@pytest.mark.parametrize(
+    "more", [["--until", "now"], ["--missing-from", "/dev/null"]], ids=" ".join
+)
+def test_a_range_by_a_wrong_local_clock_is_no_success(duo, collector, more, off_s):
+    """Nobody tells the time, so nobody knows what is in the range."""
+    duo.rules.clock_offset, duo.rules.ping_faults = off_s, ("error_404",)
     end_ms = duo.now_ms() - HOUR
     collector.seed(telephony=end_ms)  # where a range of --missing-from ends
     duo.add("telephony", make_events("telephony", 10, end_ms - HOUR, end_ms - MINUTE))
     options = ["--since", "3h", *more, *ONLY]
     result = collector.run(*options)
+    assert (result.status in (75, 77), result.stdout) == (True, ""), result.stderr
+    duo.rules.ping_faults = ()
+    result = collector.run(*options)
     assert (result.status, len(result.events)) == (0, 10), result.stderr
-    duo.rules.fault_rate, duo.rules.fault_kinds = 1.0, ("error_503",)
-    assert collector.run(*options).status == 75, (
-        "nobody tells the time, so nobody knows what is missing"
-    )
-
-
-@pytest.mark.parametrize("code", ["40103", "40105"])
-def test_a_401_with_a_clock_that_is_off_is_of_the_clock(duo, collector, code):
-    duo.rules.clock_offset = 400.0
-    body = json.dumps({"code": int(code), "message": "no", "stat": "FAIL"}).encode()
-    duo.inject("telephony", *[(401, JSON, body)] * 2)
-    result = collector.run("--check", *ONLY)
-    assert re.search(
-        r"the local clock is (399|400|401) s off Duo's: set it right", result.stdout
-    ), result.stdout
-    assert result.status == 77

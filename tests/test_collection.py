@@ -17,6 +17,7 @@ from conftest import (
     assert_complete,
     canonical,
     fill,
+    log_requests,
     now_ms,
     wait_for,
 )
@@ -30,16 +31,18 @@ def test_a_pass_writes_every_event_once_in_few_requests(duo, collector, log_type
     assert (result.status, len(result.of(log_type))) == (0, 2_345)
     assert_complete(duo, result, log_type)
     page_size = 200 if log_type == "trust_monitor" else 1000
-    assert len(duo.requests) <= -(-2_345 // page_size) + 1
-    assert f"{log_type}: 2,345 events in {len(duo.requests)} requests, up to 20" in result.stderr
+    assert len(log_requests(duo)) <= -(-2_345 // page_size) + 1
+    assert (
+        f"{log_type}: 2,345 events in {len(log_requests(duo))} requests, up to 20" in result.stderr
+    )
     assert all(
         event["eventtype"] == log_type and event["host"] == "127.0.0.1" for event in result.events
     )
 
-    asked_before = len(duo.requests)
+    asked_before = len(log_requests(duo))
     again = collector.once("--log-types", log_type)
     assert (again.status, again.stdout) == (0, "")
-    assert len(duo.requests) == asked_before + 1
+    assert len(log_requests(duo)) == asked_before + 1
 
 
 def test_passes_that_follow_each_other_write_what_is_new_and_nothing_else(duo, collector):
@@ -94,10 +97,10 @@ def test_once_starts_no_log_type_twice(duo, collector):
 @pytest.mark.parametrize("interval, pause_s", [("1s", 1), ("0.5", 0.5)])
 def test_the_interval_may_be_an_age(duo, collector, interval, pause_s):
     process = collector.start("--interval", interval, *ONLY)
-    wait_for(lambda: len(duo.requests) >= 3, "three passes")
+    wait_for(lambda: len(log_requests(duo)) >= 3, "three passes")
     process.terminate()
     process.communicate(timeout=10)
-    times = [request.monotonic for request in duo.requests[1:3]]
+    times = [request.monotonic for request in log_requests(duo)[1:3]]
     assert pause_s - 0.1 < times[1] - times[0] < pause_s + 1.5
 
 
@@ -109,13 +112,13 @@ def test_a_pass_that_is_caught_up_asks_once(duo, collector, recent):
         duo.add(log_type, make_events(log_type, recent, at_ms - 10_000, at_ms))
     for _ in range(2):  # the second still looks at the end of the backlog
         collector.once("--log-types", ALL)
-    asked = len(duo.requests)
+    asked = len(log_requests(duo))
     for _ in range(2):
         result = collector.once("--log-types", ALL)
         assert (result.status, result.stdout) == (0, "")
     # The v1 logs do not count, so there the end has to be seen.
     wanted = {log_type: 4 if log_type in V1 and recent else 2 for log_type in LOG_TYPES}
-    assert Counter(request.log_type for request in duo.requests[asked:]) == wanted
+    assert Counter(request.log_type for request in log_requests(duo)[asked:]) == wanted
 
 
 def test_loop_mode_outlives_refusals_and_outages(duo, collector):
@@ -124,7 +127,7 @@ def test_loop_mode_outlives_refusals_and_outages(duo, collector):
     process = collector.start(
         "--log-types", "authentication", "--interval", "0.2", stdout=subprocess.PIPE
     )
-    wait_for(lambda: len(duo.requests) >= 3, "three passes")
+    wait_for(lambda: len(log_requests(duo)) >= 3, "three passes")
     duo.rules.no_permission = False
     assert sum(1 for _ in zip(range(10), process.stdout)) == 10
     duo.stop()

@@ -9,10 +9,19 @@ import shutil
 import signal
 import subprocess
 import time
+from datetime import datetime
 
-import duo as tenant
 import pytest
-from conftest import DEFAULT, HOUR, ONLY, fill_and_seed, finish, repeated_and_torn, run_until
+from conftest import (
+    DEFAULT,
+    HOUR,
+    ONLY,
+    fill_and_seed,
+    finish,
+    log_requests,
+    repeated_and_torn,
+    run_until,
+)
 
 
 def largest_page(duo):
@@ -47,9 +56,11 @@ def test_sigkill_at_random_instants_loses_nothing_and_repeats_at_most_a_page_eac
     for _ in range(26):
         with open(output, "ab") as file:
             process = collector.start(*options, stdout=file)
-        goal = len(duo.requests) + chance.choice([0, 1, 1, 2, 2, 3])  # 0: somewhere in its start
-        started = goal > len(duo.requests)
-        run_until(process, lambda goal=goal: len(duo.requests) >= goal)
+        goal = len(log_requests(duo)) + chance.choice(
+            [0, 1, 1, 2, 2, 3]
+        )  # 0: somewhere in its start
+        started = goal > len(log_requests(duo))
+        run_until(process, lambda goal=goal: len(log_requests(duo)) >= goal)
         time.sleep(chance.random() * (0.015 if started else 0.3))
         process.kill()
         kills += finish(process).status == -signal.SIGKILL
@@ -83,7 +94,7 @@ def test_killed_between_write_and_save_exactly_that_page_comes_again(
         lines = written.splitlines(keepends=True)
         if written.endswith(b"\n") and len(lines) % size == 0:
             with contextlib.suppress(ValueError):
-                when = tenant.datetime.fromisoformat(json.loads(lines[-1])["ts"])
+                when = datetime.fromisoformat(json.loads(lines[-1])["ts"])
                 if collector.since("telephony") < int(when.timestamp() * 1000):
                     break
         process.send_signal(signal.SIGCONT)

@@ -1,5 +1,6 @@
 """Faults between the collector and Duo: what passes is tried again, what lasts ends the pass."""
 
+import re
 import socket
 import time
 
@@ -7,16 +8,13 @@ import pytest
 from conftest import (
     ALL,
     DEFAULT,
-    HOUR,
     JSON,
-    MINUTE,
     NONE,
-    ONLY,
+    assert_complete,
     before,
     differences,
     failing_pass,
     fill,
-    now_ms,
 )
 from duo import FAULT_KINDS, LOG_TYPES
 
@@ -29,15 +27,15 @@ def test_a_fault_passes(duo, collector, fault):
     duo.rules.stall_s = 0.3
     for log_type in DEFAULT:
         duo.inject(log_type, None, fault)
-    if fault in (
-        "clock_401",
-        "error_404",
-    ):  # a refusal: Duo had such an outage once; the next pass goes on
-        assert collector.once().status == 77
-        return
     result = collector.once()
+    if fault in ("clock_401", "error_404", "empty_401"):  # refusals: the next pass goes on
+        assert result.status == 77
+        return
     assert result.status == 0, result.stderr
-    assert differences(duo, result.events, DEFAULT) == NONE
+    if fault == "nan":  # is written as Duo wrote it
+        assert len(result.events) == 3 * 1_200
+    else:
+        assert differences(duo, result.events, DEFAULT) == NONE
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -66,95 +64,12 @@ NONSENSE = {
     "stat is missing": b'{"response":{"authlogs":[],"metadata":{}}}',
     "unexpected type of cursor": b'{"stat":"OK","response":{"authlogs":[{"txid":"x"}],"metadata":{"next_offset":{"a":1}}}}',
     "metadata of another kind": b'{"stat":"OK","response":{"authlogs":[{"txid":"x"}],"metadata":[1]}}',
-    "NaN": b'{"stat":"OK","response":{"authlogs":[{"txid":"x","n":NaN}],"metadata":{}}}',
     "a list that does not end": b'{"stat":"OK","response":{"authlogs":[{"txid":"x"}',
-    "a trailing comma": b'{"stat":"OK","response":{"authlogs":[{"txid":"x"},]}}',
     "two documents": b'{"stat":"OK","response":{"authlogs":[]}}{"stat":"OK"}',
     "deep nesting": b'{"stat":"OK","response":{"authlogs":[' + b"[" * 200_000,
     "a list": b"[]",
     "nothing": b"",
 }
-
-
-def test_answers_that_make_no_sense_are_asked_for_again(duo, collector):
-    fill(duo, "authentication", 20)
-    headers = JSON
-    # one after the other, with a good page in between so that none waits longer than a second
-    for body in NONSENSE.values():
-        process_once_with(duo, collector, (200, headers, body))
-    assert (
-        differences(
-            duo,
-            collector.once("--log-types", "authentication", "--since", "24h").events,
-            ["authentication"],
-        )
-        == NONE
-    )
-
-
-def process_once_with(duo, collector, answer):
-    asked = len(duo.requests)
-    duo.inject("authentication", answer)
-    settings = duo_collector.Settings(
-        base_url=duo.url, integration_key=duo.ikey, secret_key=duo.skey
-    )
-    client = duo_collector.Duo(
-        settings,
-        duo_collector.Edges(time.time, time.monotonic, time.sleep, duo_collector.open_session),
-    )
-    log_type = duo_collector.LOG_TYPES["authentication"]
-    walk = duo_collector.Walk(log_type, now_ms() - HOUR, now_ms() - 3 * MINUTE, pytest.fail)
-    with pytest.raises(duo_collector.Failed):
-        client.fetch_page(log_type, walk.parameters)
-    client.session.close()
-    assert len(duo.requests) == asked + 1
-
-
-@pytest.mark.parametrize(("per_minute", "tries"), [(1, 2), (3, 2), (60, 4)])
-def test_failures_keep_to_the_ceiling_and_are_tried_again(per_minute, tries):
-    """In simulated time."""
-    times, collector = failing_pass(duo_collector.Failed("500"), per_minute)
-    assert (collector.status, collector.state.health["failed"]) == (75, len(times))
-    assert len(times) >= tries and all(
-        after - before >= 60 / per_minute for before, after in zip(times, times[1:])
-    ), times
-
-
-def hang(handler):
-    time.sleep(60)
-
-
-def drip(handler):
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-    for _ in range(600):
-        handler.wfile.write(b" ")
-        handler.wfile.flush()
-        time.sleep(0.1)
-
-
-OUTAGES = {
-    "hang": (hang, "Read timed out"),
-    "drip": (drip, "no complete answer within 30 s"),
-    "503": ("error_503", "503"),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("outage", OUTAGES)
-def test_what_only_fails_is_given_up_after_some_30_s(duo, collector, outage):
-    fault, said = OUTAGES[outage]
-    if outage == "drip":
-        assert (
-            duo_collector.ANSWER_S == 300
-        )  # which a slow link needs for 1,000 events, and a test does not wait for
-        before(collector, "duo_collector.ANSWER_S = 30")
-    duo.inject(None, *[fault] * 30)
-    start = time.monotonic()
-    result = collector.once("--log-types", "authentication", timeout=120)
-    assert result.status == 75
-    assert said in result.stderr.splitlines()[-1]
-    assert 15 < time.monotonic() - start < 75
-    assert "AUTH_SINCE_TIME" not in collector.saved
 
 
 @pytest.mark.slow
@@ -164,33 +79,55 @@ def test_nobody_listens(duo, collector):
         where = {"DUO_API_HOST": f"http://127.0.0.1:{bound.getsockname()[1]}"}
         result = collector.once(environ=where, timeout=120)
     assert result.status == 75
-    assert result.stderr.count("Connection refused") >= 3
+    assert result.stderr.count("the connection is refused") >= 1
     assert "Traceback" not in result.stderr
 
 
-def test_an_answer_without_end_is_cut_off(duo, collector):
-    def endless(handler):
-        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
-        for _ in range(2_000):
-            handler.wfile.write(b" " * 100_000)
-
-    fill(duo, "authentication", 10)
-    duo.inject("authentication", endless)
+@pytest.mark.parametrize("what", NONSENSE)
+def test_an_answer_that_makes_no_sense_is_asked_for_again(duo, collector, what):
+    fill(duo, "authentication", 20)
+    duo.inject("authentication", (200, JSON, NONSENSE[what]))
     result = collector.once("--log-types", "authentication")
     assert result.status == 0, result.stderr
-    assert "an answer of more than 64,000,000 bytes" in result.stderr
-    assert differences(duo, result.events, ["authentication"]) == NONE
+    assert_complete(duo, result, "authentication")
+    assert re.search("INFO authentication: .*; trying again in [0-2] s", result.stderr)
+    assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(
-    "fault, words",
-    [("nan", "it holds NaN, which is not JSON"), ("deep", "maximum recursion depth exceeded")],
-)
-def test_a_page_that_is_no_json_is_told_as_what_it_is(duo, collector, fault, words):
-    fill(duo, "telephony", 50)
-    duo.inject("telephony", fault)
-    result = collector.once(*ONLY)
-    assert (result.status, len(result.events)) == (0, 50)
-    assert (
-        words in result.stderr and "proxy" not in result.stderr and "Traceback" not in result.stderr
-    )
+@pytest.mark.parametrize("per_minute, tries", [(1, 2), (3, 2), (60, 4)])
+def test_failures_keep_to_the_ceiling_and_are_tried_again(tmp_path, per_minute, tries):
+    problem = duo_collector.Retryable("500")
+    times, collector = failing_pass(tmp_path, problem, per_minute)
+    assert (collector.status, collector.health["failed"]) == (75, len(times))
+    assert len(times) >= tries
+    assert all(after - before >= 60 / per_minute for before, after in zip(times, times[1:])), times
+    assert collector.health["last_error"] == "500; given up for this pass"
+
+
+@pytest.mark.parametrize("latency_s", [0, 25, 70, 119])
+def test_what_only_fails_is_given_up_after_two_tries_and_30_s(tmp_path, latency_s):
+    problem = duo_collector.Retryable("no answer")
+    times, _ = failing_pass(tmp_path, problem, latency_s=latency_s)
+    last_end_s = times[-1] + latency_s
+    assert len(times) >= 2
+    assert 30 <= last_end_s <= max(75, 2 * latency_s + 5), times
+
+
+OUTAGES = {
+    "silence": (lambda handler: time.sleep(40), "Read timed out"),
+    "503": ("error_503", "not an answer of Duo's API (503"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("outage", OUTAGES)
+def test_an_outage_ends_the_pass_with_75_and_its_reason(duo, collector, outage):
+    fault, said = OUTAGES[outage]
+    before(collector, "duo_collector.SILENCE_S = 18")
+    duo.inject(None, *[fault] * 30)
+    start = time.monotonic()
+    result = collector.once("--log-types", "authentication", timeout=120)
+    assert result.status == 75
+    assert said in result.stderr.splitlines()[-1], result.stderr
+    assert 30 < time.monotonic() - start < 100
+    assert "AUTH_SINCE_TIME" not in collector.saved

@@ -4,7 +4,7 @@ import shutil
 import time
 
 import pytest
-from conftest import ONLY, fill_and_seed, finish, repeated_and_torn, wait_for
+from conftest import ONLY, fill_and_seed, finish, log_requests, repeated_and_torn, wait_for
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,14 @@ def test_second_run_on_a_checkpoint_file_is_75_at_once_and_the_first_goes_on(
     duo.inject("telephony", "stall")  # the first is at work when the second comes
     with open(tmp_path / "events", "ab") as file:
         first = collector.start("--once", *ONLY, stdout=file)
-    wait_for(lambda: duo.requests, "request")
+    wait_for(lambda: log_requests(duo), "request")
     before = collector.checkpoint_file.read_bytes()
     began = time.monotonic()
     second = collector.once(*ONLY, "--checkpoint-file", spelling, cwd=here)
     assert time.monotonic() - began < 5
     assert (second.status, second.stdout, second.stderr.count("\n")) == (75, "", 1), second.stderr
     assert str(collector.checkpoint_file.resolve()) in second.stderr
-    assert (len(duo.requests), collector.checkpoint_file.read_bytes()) == (1, before)
+    assert (len(log_requests(duo)), collector.checkpoint_file.read_bytes()) == (1, before)
     assert finish(first).status == 0
     assert repeated_and_torn((tmp_path / "events").read_bytes(), duo, "telephony") == ([], [])
 
@@ -40,7 +40,7 @@ def test_a_killed_run_leaves_no_lock_and_other_checkpoint_files_are_free(duo, co
     duo.rules.stall_s = 60
     duo.inject("telephony", "stall")
     first = collector.start("--once", *ONLY)
-    wait_for(lambda: duo.requests, "request")
+    wait_for(lambda: log_requests(duo), "request")
     other = shutil.copy(collector.checkpoint_file, tmp_path / "other.json")
     beside = collector.once(*ONLY, "--checkpoint-file", other)
     assert (beside.status, len(beside.events)) == (0, 10), beside.stderr
@@ -55,7 +55,7 @@ def test_another_run_is_named(duo, collector):
     duo.requests.clear()
     duo.rules.latency_s = 5.0
     process = collector.start("--once")
-    wait_for(lambda: duo.requests, "first request")
+    wait_for(lambda: log_requests(duo), "first request")
     result = collector.once()
     process.kill()
     process.communicate()

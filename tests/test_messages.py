@@ -39,7 +39,7 @@ REFUSES = {**FAR, "HTTPS_PROXY": "http://user:hunter2@127.0.0.1:1"}
 
 def test_what_keeps_duo_out_of_reach_is_told_apart(duo, collector, tmp_path):
     def check_line(collector, **environ):
-        result = collector.run("--check", *ONLY, environ=environ)
+        result = collector.run("--check", "-q", *ONLY, environ=environ)
         warned = re.findall(
             r"WARNING (DUO_API_HOST) is \S+\.invalid, which is not a Duo host", result.stderr
         )
@@ -95,7 +95,7 @@ def test_the_journal_gets_priorities(duo, collector, tmp_path, whose):
     stream = {"somebody else's": f"{at.st_dev}:{at.st_ino + 1}", None: None}.get(
         whose, f"{at.st_dev}:{at.st_ino}"
     )
-    environ = {"JOURNAL_STREAM": stream}
+    environ = {"JOURNAL_STREAM": stream, "DUO_INTERVALL": "5"}  # which is a warning
     process = collector.start(
         "--once", "-v", environ=environ, stdout=subprocess.DEVNULL, stderr=stderr
     )

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 
 import pytest
-from conftest import DEFAULT, JSON, NONE, ONLY, differences, failing_pass, fill
+from conftest import DEFAULT, JSON, NONE, ONLY, differences, failing_pass, fill, log_requests
 
 import duo_collector
 
@@ -32,7 +32,7 @@ def test_a_retry_after_beyond_all_patience_ends_the_pass_at_once(duo, collector)
     body = b'{"code":42901,"message":"Too Many Requests","stat":"FAIL"}'
     duo.inject("authentication", (429, headers, body))
     result = collector.once("--log-types", "authentication")
-    assert (result.status, len(duo.requests)) == (75, 1)
+    assert (result.status, len(log_requests(duo))) == (75, 1)
 
 
 @pytest.mark.slow
@@ -47,13 +47,12 @@ def test_administrator_events_keep_coming_while_authentication_is_limited(duo, c
     process.stderr.close()
 
 
-def test_patience_with_429_lasts_five_minutes():
-    """In simulated time: what waits is the caller of passes(), so no clock of the machine is involved."""
-    times, collector = failing_pass(duo_collector.RateLimited("429"))
-    assert times[-1] == 300
-    assert 5 <= len(times) <= 10
-    assert (collector.status, collector.state.health["limited"]) == (75, len(times))
-    assert collector.state.health["last_error"] == "429; given up for this pass"
+def test_patience_with_429_lasts_five_minutes(tmp_path):
+    times, collector = failing_pass(tmp_path, duo_collector.RateLimited("429"))
+    assert times[-2] < 300 <= times[-1] <= 375
+    assert 5 <= len(times) <= 15
+    assert (collector.status, collector.health["limited"]) == (75, len(times))
+    assert collector.health["last_error"] == "429; given up for this pass"
 
 
 def test_refusals_keep_to_the_pace(duo, collector):
@@ -62,7 +61,7 @@ def test_refusals_keep_to_the_pace(duo, collector):
         *ONLY, "--interval", "0.01", environ={"DUO_REQUESTS_PER_MINUTE": "120"}
     )
     deadline = time.monotonic() + 30
-    while len(duo.requests) < 5 and time.monotonic() < deadline:
+    while len(log_requests(duo)) < 5 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.terminate()
     process.communicate(timeout=10)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import time
 from collections import Counter
@@ -22,10 +23,13 @@ from conftest import (
     fill,
     in_ms,
     instant,
+    log_requests,
     mend,
     now_ms,
     odd,
+    stamp,
     told,
+    under,
     without_added,
 )
 from duo import LOG_TYPES, Simulator, make_events
@@ -63,13 +67,13 @@ def test_what_is_missing_is_written_once_and_said(duo, collector, file):
     fill(duo, LOG_TYPES, 40, seed=5, hours=(5, 2))  # published hours late
     missing.update(dict.fromkeys(LOG_TYPES, 40))
 
-    asked, checkpoints = len(duo.requests), collector.checkpoint_file.read_bytes()
+    asked, checkpoints = len(log_requests(duo)), collector.checkpoint_file.read_bytes()
     size = file.stat().st_size
     result = mend(collector, file, "--log-types", ALL)
     assert result.status == 0, result.stderr
     assert differences(duo, events_in(file)) == NONE
     assert told(result) == {log_type: ("WARNING", 340, missing[log_type]) for log_type in LOG_TYPES}
-    assert len(duo.requests) - asked <= 2 * len(LOG_TYPES) + 2
+    assert len(log_requests(duo)) - asked <= 2 * len(LOG_TYPES) + 2
     with open(file, "rb") as found:
         found.seek(size)
         assert read(found.read()) != read(b"")
@@ -264,8 +268,10 @@ def test_another_accounts_checkpoint_file_is_refused(duo, collector, file):
 
 
 def test_the_counter_of_late_events_goes_on_from_run_to_run(duo, collector, file, tmp_path):
-    metrics = tmp_path / "missing.prom"
-    collector.environ.update(DUO_METRICS_FILE=str(metrics), DUO_LOG_TYPES="telephony,administrator")
+    """In a file of its own, beside that of the service."""
+    metrics = tmp_path / "duo-missing.prom"
+    collector.environ["DUO_METRICS_FILE"] = str(tmp_path / "duo.prom")
+    collector.environ["DUO_LOG_TYPES"] = "telephony,administrator"
 
     def late():
         (family,) = text_string_to_metric_families(metrics.read_text())
@@ -281,6 +287,7 @@ def test_the_counter_of_late_events_goes_on_from_run_to_run(duo, collector, file
     fill(duo, "telephony", 7, hours=(6, 1), seed=4)
     assert mend(collector, file).status == 0
     assert late() == {"telephony": 37, "administrator": 30}
+    assert not (tmp_path / "duo.prom").exists()
 
 
 @pytest.mark.parametrize("off_s", [-7_200, 7_200])
@@ -310,12 +317,67 @@ def test_a_tenant_of_another_host_in_the_same_file(collector, duo, file):
     assert hosts == {"127.0.0.1": 180, "127.0.0.2": 180}
 
 
-def test_a_file_without_any_event_of_ours_is_told(duo, collector, tmp_path):
-    """Such as a compressed one: everything is missing from it."""
-    duo.add("telephony", make_events("telephony", 5, now_ms() - 2 * HOUR, now_ms() - HOUR))
-    written = collector.once(*ONLY).stdout.encode()
-    file, options = tmp_path / "duo.jsonl.gz", ["--since", "48h", *ONLY, "--missing-from"]
-    file.write_bytes(gzip.compress(written))
-    assert f"{file} holds no event of this account" in collector.run(*options, file).stderr
-    file.write_bytes(written)
-    assert "holds no event" not in collector.run(*options, file).stderr
+def test_a_file_without_any_event_of_ours_is_told(duo, collector, file):
+    """Such as another account's: all is missing from it."""
+    fill(duo, "telephony", 5, hours=(2, 1))
+    written = collector.once(*ONLY).stdout
+    options = ["--since", "48h", *ONLY, "--missing-from", file]
+    file.write_text(written.replace("127.0.0.1", "127.0.0.9"))
+    told = f"WARNING --missing-from {file} holds no event of this account"
+    assert told in collector.run(*options).stderr
+    file.write_text(written)
+    assert "holds no event" not in collector.run(*options).stderr
+
+
+def as_of_two_files(duo, collector, tmp_path):
+    """The service's lines in two files, plain and compressed, and 5 in neither."""
+    fill(duo, "telephony", 45, hours=(6, 1))
+    collect(duo, collector, tmp_path / "all.jsonl", ["telephony"])
+    lines = (tmp_path / "all.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "all.jsonl").unlink()
+    (tmp_path / "acme.jsonl").write_bytes(b"".join(lines[25:]))
+    (tmp_path / "acme.jsonl-20261130.gz").write_bytes(gzip.compress(b"".join(lines[5:25])))
+
+
+@pytest.mark.parametrize("names", [["acme.jsonl", "acme.jsonl-20261130.gz"], ["acme.jsonl*"]])
+def test_several_files_patterns_and_gzip(duo, collector, tmp_path, names):
+    as_of_two_files(duo, collector, tmp_path)
+    paths = [tmp_path / name for name in names]
+    result = collector.run("--since", "48h", *ONLY, "--missing-from", *paths)
+    assert (result.status, len(result.events)) == (0, 5), result.stderr
+    assert told(result)["telephony"][2] == 5
+
+
+def test_a_compressed_file_on_standard_input(duo, collector, tmp_path):
+    as_of_two_files(duo, collector, tmp_path)
+    (tmp_path / "acme.jsonl").unlink()
+    under(collector, "sh", "-c", f'exec "$@" <{tmp_path}/acme.jsonl-20261130.gz', "sh")
+    result = collector.run("--since", "48h", *ONLY, "--missing-from", "-")
+    assert (result.status, len(result.events)) == (0, 25), result.stderr
+
+
+def test_a_file_last_changed_before_the_range_is_not_read(duo, collector, tmp_path):
+    """Two days before, as a local clock may have been wrong when it was written."""
+    as_of_two_files(duo, collector, tmp_path)
+    old = tmp_path / "acme.jsonl-20261130.gz"
+    old.write_bytes(b"\x1f\x8b this is no gzip")
+    options = ["--since", "48h", *ONLY, "--missing-from", tmp_path / "acme.jsonl*"]
+    result = collector.run(*options)
+    assert (result.status, str(old) in result.stderr) == (78, True), result.stderr
+    os.utime(old, (time.time() - 5 * 86_400,) * 2)
+    assert collector.run(*options).status == 0
+
+
+@pytest.mark.parametrize("since_ms", [None, 3 * HOUR], ids=["default", "chosen"])
+def test_nothing_is_compared_where_collection_has_not_got_beyond_since(
+    duo, collector, file, since_ms
+):
+    """A file with seeds only, or a backlog: never `0 missing` of nothing that was compared."""
+    fill(duo, "telephony", 50, hours=(6, 1))
+    collector.seed(telephony=now_ms() - 72 * HOUR if since_ms is None else now_ms() - since_ms)
+    since = "48h" if since_ms is None else "2h"
+    result = mend(collector, file, *ONLY, since=since)
+    assert (result.status, file.read_bytes()) == (75, b"")
+    (line,) = result.stderr.splitlines()[-1:]
+    at = stamp(collector.since("telephony"))
+    assert str(collector.checkpoint_file) in line and at in line and "0 missing" not in line

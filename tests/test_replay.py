@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 
 import pytest
@@ -18,6 +19,7 @@ from conftest import (
     fill,
     in_ms,
     instant,
+    log_requests,
     now_ms,
     running,
     stamp,
@@ -58,10 +60,10 @@ def test_neighbouring_ranges_give_every_event_once_as_the_ordinary_run_does(
     assert not collector.checkpoint_file.exists()
     assert [run.status for run in ranges] == [0, 0], [run.stderr for run in ranges]
     assert "a hole" not in ranges[0].stderr + ranges[1].stderr
-    asked = len(duo.requests)
+    asked = len(log_requests(duo))
     collector.seed(**dict.fromkeys(LOG_TYPES, start))
     ordinary = collector.once(*names)
-    assert asked < len(duo.requests)
+    assert asked < len(log_requests(duo))
     time_of = dict(
         zip(
             ordinary.stdout.splitlines(),
@@ -119,7 +121,7 @@ def test_a_replay_is_not_confused_by_all_that_comes_after_it(duo, collector, log
     )
     assert (result.status, len(result.events)) == (0, 50), result.stderr
     assert "a hole" not in result.stderr
-    assert len(duo.requests) <= 3
+    assert len(log_requests(duo)) <= 3
 
 
 @pytest.mark.parametrize("until", ["1h", "190d"])
@@ -173,10 +175,7 @@ def test_since_and_until_are_by_duos_clock(duo, collector):
     assert (replay.status, canonical(replay.of("telephony"))) == (0, canonical(between)), (
         replay.stderr
     )
-    assert (
-        "local clock is 3600 s behind" in replay.stderr
-        or "local clock is 3599 s behind" in replay.stderr
-    )
+    assert re.search("local clock is 3,(600|599) s behind", replay.stderr)
     started = collector.once("--since", stamp(since_ms), *only)
     assert (started.status, canonical(started.of("telephony"))) == (0, canonical(after)), (
         started.stderr

@@ -1,7 +1,7 @@
 """The secret key, and a proxy's password, are said nowhere."""
 
 import json
-import time
+from unittest import mock
 
 import requests
 from conftest import DEFAULT, JSON, NOBODY, ONLY, SECRET, Collector, assert_hidden, settings_of
@@ -12,19 +12,15 @@ import duo_collector
 
 def test_the_secret_key_shows_in_no_repr():
     settings = settings_of()
-    duo = duo_collector.Duo(
-        settings, duo_collector.Edges(time.time, time.monotonic, time.sleep, requests.Session)
-    )
-    request = duo.session.prepare_request(requests.Request("GET", f"{settings.base_url}/?a=b"))
+    clock = mock.Mock()
+    clock.now_ms.return_value = 0
+    edges = mock.Mock(session=duo_collector.open_session)
+    duo = duo_collector.Duo(settings, edges, clock)
+    url = f"{settings.base_url}/?a=b"
+    request = duo.session.prepare_request(requests.Request("GET", url, auth=duo.add_signature))
     assert request.headers["Authorization"]
-    assert_hidden(
-        repr(settings),
-        str(settings),
-        repr(duo),
-        f"{duo}",
-        repr(duo.session.auth),
-        str(vars(request)),
-    )
+    texts = [repr(settings), str(settings), repr(duo), f"{duo}", repr(duo.session.auth)]
+    assert_hidden(*texts, str(vars(request)))
 
 
 def test_the_secret_key_shows_in_no_output(tmp_path):

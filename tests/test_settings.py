@@ -145,7 +145,7 @@ def test_a_wrong_value_is_refused_by_name(name, value):
     shown = (
         " is empty"
         if not value
-        else ": there is "
+        else ": character "
         if value in NOT_A_KEY
         else f" {duo_collector.one_line(repr(value))}: "
     )
@@ -308,7 +308,7 @@ def test_an_option_wins_over_the_environment_and_an_empty_variable_is_none():
         "administrator",
         "telephony",
     ]
-    assert {row.name: at_ms // row.unit_ms for row, at_ms in defaults.seeds.items()} == {
+    assert {row.name: at_ms // row.unit_ms for row, at_ms in defaults.start_times.items()} == {
         name: 1661022959934 // unit_ms for name, (_, unit_ms) in CHECKPOINT_KEYS.items()
     }
 

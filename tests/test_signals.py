@@ -18,6 +18,7 @@ from conftest import (
     fill,
     fill_and_seed,
     finish,
+    log_requests,
     repeated_and_torn,
     run_until,
     under_strace,
@@ -46,8 +47,8 @@ def test_sigterm_and_sigint_at_random_instants_lose_and_repeat_nothing(
     for round_ in range(12):
         with open(output, "ab") as file:
             process = collector.start(*options, stdout=file)
-        goal = len(duo.requests) + chance.randint(1, 4)
-        assert run_until(process, lambda goal=goal: len(duo.requests) >= goal)
+        goal = len(log_requests(duo)) + chance.randint(1, 4)
+        assert run_until(process, lambda goal=goal: len(log_requests(duo)) >= goal)
         time.sleep(chance.random() * 0.02)
         result = signalled(process, [signal.SIGTERM, signal.SIGINT][round_ % 2])
         assert result.status == (75 if mode == ("--once",) else 0), result.stderr
@@ -68,7 +69,7 @@ def in_a_pause(duo, collector):
 
 def between_tries(duo, collector):
     duo.rules.fault_kinds, duo.rules.fault_rate = ("error_500",), 1.0
-    return lambda: len(duo.requests) >= 2
+    return lambda: len(log_requests(duo)) >= 2
 
 
 def in_silence(duo, collector):

@@ -4,19 +4,24 @@ import json
 import os
 import re
 import time
-from datetime import datetime, timezone
+from datetime import timezone
 
 import pytest
 from conftest import (
     ALL,
     CHECKPOINT_KEYS,
+    DAY,
     DEFAULT,
+    HOUR,
     MINUTE,
     NO_KEYS,
     ONLY,
+    V1,
     assert_refused,
     fill,
+    log_requests,
     now_ms,
+    stamp,
     wait_for,
 )
 
@@ -25,43 +30,57 @@ import duo_collector
 UTC = timezone.utc
 
 
+def collected(collector, *log_types, **since_ms):
+    """A pass of these log types; then since times are set by hand, as if it had been long ago."""
+    assert collector.once("--log-types", ",".join(log_types)).status == 0
+    document = collector.saved
+    for log_type, at_ms in since_ms.items():
+        key, unit_ms = CHECKPOINT_KEYS[log_type]
+        document[key] = at_ms // unit_ms
+    collector.checkpoint_file.write_text(json.dumps(document))
+
+
 def test_status_says_where_each_log_type_is(collector, duo):
     now_ms = duo.now_ms()
-    collector.seed(authentication=now_ms - 600_000, telephony=now_ms + 7_300_000)
+    since_ms = {"authentication": now_ms - 600_000, "telephony": now_ms + 7_300_000}
+    collected(collector, "authentication", "telephony", **since_ms)
     before = collector.checkpoint_file.read_bytes()
+    asked = len(duo.requests)
     environ = {**NO_KEYS, "ADMIN_SINCE_TIME": "1700000000", "TZ": "America/New_York"}
     result = collector.run("--status", environ=environ)
     authentication, administrator, telephony = result.stdout.splitlines()
-    at = datetime.fromtimestamp((now_ms - 600_000) // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    for line, *words in (
-        (authentication, "authentication", at, "10 min", "behind"),
-        (administrator, "administrator", "2023-11-14T22:13:20Z", " d ", "behind"),  # from its seed
-        (telephony, "telephony", "2 h", "ahead"),
-    ):
-        assert [word for word in words if word not in line] == []
+    assert re.match(
+        rf"authentication +{stamp(now_ms - 600_000)}  10 min.* behind now", authentication
+    )
+    assert re.match("administrator +not started; will start at 2023-11-14T22:13:20Z", administrator)
+    assert re.match(r"telephony +\S+Z  2 h .*ahead of now", telephony)
     assert (result.status, result.stderr) == (0, "")
-    assert (collector.checkpoint_file.read_bytes(), duo.requests) == (before, [])
+    assert (collector.checkpoint_file.read_bytes(), len(duo.requests)) == (before, asked)
 
 
-def test_status_without_a_file_shows_the_seeds_and_makes_none(collector, duo):
+def test_status_without_a_file_says_where_each_log_type_will_start(collector, duo):
     result = collector.run("--status", "--log-types", ALL, environ=NO_KEYS)
-    assert [line.split()[:2] for line in result.stdout.splitlines()] == [
-        [name, "2022-08-20T19:15:59Z"] for name in CHECKPOINT_KEYS
-    ]
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(CHECKPOINT_KEYS)
+    for line in lines:
+        start = "2022-08-20T19:15:59Z"
+        if line.split()[0] not in V1:  # as far back as Duo serves
+            start = stamp(now_ms() - 180 * DAY + HOUR)[:-4]
+        assert f"not started; will start at {start}" in line
     assert (result.status, collector.checkpoint_file.exists(), duo.requests) == (0, False, [])
 
 
 def test_status_works_beside_a_running_collector(collector, duo):
     collector.seed(**dict.fromkeys(DEFAULT, duo.now_ms() - 600_000))
-    running = collector.start()
+    process = collector.start()
     try:
         wait_for(lambda: "state" in collector.saved, "checkpoint")
         assert_refused(collector.once(), 75, str(collector.checkpoint_file))  # it holds the lock
         result = collector.run("--status")
         assert (result.status, len(result.stdout.splitlines())) == (0, 3)
     finally:
-        running.terminate()
-        running.communicate(timeout=30)
+        process.terminate()
+        process.communicate(timeout=30)
 
 
 def status(collector, *options):
@@ -74,10 +93,8 @@ def test_status_tells_how_the_passes_end(duo, collector):
     fill(duo, "telephony", 5)
     _, document = status(collector)
     assert document["telephony"]["last_success"] is document["telephony"]["last_error"] is None
-    assert (document["telephony"]["checkpoint"], sorted(document)) == (
-        "2022-08-20T19:15:59Z",
-        sorted(DEFAULT),
-    )
+    assert sorted(document) == sorted(DEFAULT)
+    assert document["telephony"]["lag_seconds"] is None  # not started
     collector.once()
     duo.rules.missing["administrator"] = 403
     kept = collector.saved
@@ -99,7 +116,7 @@ def test_status_tells_how_the_passes_end(duo, collector):
         and health[0]["refused"] == 1
     )
 
-    asked, (_, document) = len(duo.requests), status(collector)
+    asked, (_, document) = len(log_requests(duo)), status(collector)
     at_ms = {
         key: duo_collector.parse_iso(str(value)) for key, value in document["administrator"].items()
     }
@@ -118,21 +135,27 @@ def test_status_tells_how_the_passes_end(duo, collector):
     assert re.fullmatch(
         "administrator +" + healthy + r", last error \d+ s ago: Duo refuses .*", lines[1]
     )
-    assert len(duo.requests) == asked
+    assert len(log_requests(duo)) == asked
 
 
 @pytest.mark.parametrize("minutes, status", [(10, 0), (-10, 0), (20, 75), (-20, 75)])
-def test_max_lag_is_an_exit_status(collector, minutes, status):
-    collector.seed(
-        **{**dict.fromkeys(DEFAULT, now_ms()), "administrator": now_ms() - minutes * MINUTE}
-    )
+def test_max_lag_is_an_exit_status(duo, collector, minutes, status):
+    collected(collector, *DEFAULT, administrator=now_ms() - minutes * MINUTE)
     for options in (["--json"], []):
         result = collector.run("--status", "--max-lag", "15m", *options)
         assert (result.status, result.stderr.count("\n")) == (status, status == 75), result.stdout
-        said = f" ERROR {collector.checkpoint_file}: behind or ahead by more than 15 min: administrator\n"
+        said = "behind or ahead by more than 15 min, or not started: administrator\n"
+        said = f" ERROR {collector.checkpoint_file}: {said}"
         assert status == 0 or result.stderr.endswith(said), result.stderr
     assert collector.run("--status", "--max-lag", "15m", *ONLY).status == 0
     assert collector.run("--status").status == 0
+
+
+def test_max_lag_is_exceeded_by_what_was_never_collected(duo, collector):
+    collected(collector, "telephony")
+    result = collector.run("--status", "--max-lag", "15m", "--log-types", "telephony,activity")
+    assert result.status == 75
+    assert result.stderr.endswith("by more than 15 min, or not started: activity\n")
 
 
 def test_status_with_max_lag_tells_a_tenant_that_is_stuck_though_its_file_is_new(duo, collector):
@@ -156,7 +179,7 @@ def test_status_with_max_lag_tells_a_tenant_that_is_stuck_though_its_file_is_new
     )
     assert (result.status, result.stderr.count("\n")) == (75, 1)
     assert (
-        f"{collector.checkpoint_file}: behind or ahead by more than 1 h: administrator\n"
+        f"{collector.checkpoint_file}: behind or ahead by more than 1 h, or not started: administrator\n"
         in result.stderr
     )
 

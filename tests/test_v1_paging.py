@@ -38,37 +38,38 @@ def test_seconds_of_many_administrator_events(duo, collector, mintime, counts):
 
 @pytest.mark.parametrize("count, told", [(200, True), (9, False)])
 def test_a_hole_is_told_where_all_that_follows_is_in_the_next_second(count, told):
-    """A page below 1,000 that one second fills, mintime exclusive; then a page with one event of the next second."""
-    row, second = duo_collector.LOG_TYPES["administrator"], now_ms() // 1000 * 1000 - HOUR
+    """A page below 1,000 that one second fills, mintime exclusive; then one of the next second."""
+    row = duo_collector.LOG_TYPES["administrator"]
+    second = now_ms() // 1000 * 1000 - HOUR
     events = [
         duo_collector.read_event(row, "{}", {"timestamp": second // 1000, "n": number})
         for number in range(count)
     ]
     later = duo_collector.read_event(row, "{}", {"timestamp": second // 1000 + 1})
-    holes, more = [], True
-    walk = duo_collector.Walk(
-        row, second, now_ms() - 10 * MINUTE, lambda *hole: holes.append(hole[:2])
-    )
-    while more:
-        mintime_s = int(walk.parameters["mintime"])
+    holes = []
+    until_ms = now_ms() - 10 * MINUTE
+    walk = duo_collector.Walk(row, second, until_ms, lambda *hole: holes.append(hole[:2]))
+    while not walk.done:
+        mintime_ms = int(walk.parameters["mintime"]) * 1000
         assert walk.pages < 10
-        shown = [event for event in events if event.time_ms > mintime_s * 1000] or [later] * (
-            later.time_ms > mintime_s * 1000
-        )
-        more = walk.step(duo_collector.Page(shown))
+        shown = [event for event in events if event.time_ms > mintime_ms]
+        if not shown and later.time_ms > mintime_ms:
+            shown = [later]
+        walk.step(duo_collector.Page(shown))
     assert holes == ([(second, second)] if told else [])
 
 
 def test_a_v1_server_that_ignores_mintime_ends_the_walk():
-    row, now = duo_collector.LOG_TYPES["administrator"], now_ms()
+    row = duo_collector.LOG_TYPES["administrator"]
+    now = now_ms()
     old = [
-        duo_collector.read_event(row, "{}", {"timestamp": (now - DAY) // 1000 + n})
-        for n in range(12)
+        duo_collector.read_event(row, "{}", {"timestamp": (now - DAY) // 1000 + number})
+        for number in range(12)
     ]
-    walk, pages = duo_collector.Walk(row, now - HOUR, now - 2 * MINUTE, pytest.fail), 1
-    while walk.step(duo_collector.Page(old)):
-        pages += 1
-        assert pages < 5
+    walk = duo_collector.Walk(row, now - HOUR, now - 2 * MINUTE, pytest.fail)
+    while not walk.done:
+        assert walk.pages < 5
+        walk.step(duo_collector.Page(old))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from conftest import (
     fill,
     in_ms,
     instant,
+    log_requests,
     now_ms,
 )
 from duo import LOG_TYPES, make_events
@@ -77,28 +78,26 @@ def test_nothing_older_than_a_seed_is_written_to_the_millisecond(duo, collector,
     assert (again.status, again.stdout) == (0, "")
 
 
-def test_a_seed_older_than_duo_keeps_starts_at_the_oldest_with_one_warning(duo, collector):
+@pytest.mark.parametrize("chosen", [False, True], ids=["default", "chosen"])
+def test_a_start_older_than_duo_keeps_begins_at_the_oldest_and_says_so(duo, collector, chosen):
+    """As a warning where somebody chose the start; otherwise in a word for all log types."""
     for log_type in LOG_TYPES:
         start = now_ms() - 181 * DAY
         duo.add(log_type, make_events(log_type, 200, start, now_ms() - HOUR, seed=3))
+    if chosen:
+        collector.seed(**dict.fromkeys(LOG_TYPES, now_ms() - 200 * DAY))
     result = collector.once("--log-types", ALL)
     assert result.status == 0, result.stderr
     for log_type in LOG_TYPES:
-        assert result.stderr.count(f"{log_type}: Duo serves only the last 180 days") == (
-            log_type not in V1
-        )
-        lost = canonical(duo.events(log_type)) - canonical(result.of(log_type))
-        if log_type in V1:
-            assert not lost
-        else:
-            assert len(lost) == len(
-                [
-                    event
-                    for event in duo.events(log_type)
-                    if in_ms(log_type, event) < now_ms() - 180 * DAY + HOUR
-                ]
-            ), "no more is given up than what Duo no longer serves, and an hour"
-    assert "2022-08-20T19:15:59Z to 20" in result.stderr
+        told = f"WARNING {log_type}: Duo serves only the last 180 days; passed over: 20"
+        assert result.stderr.count(told) == (chosen and log_type not in V1)
+        there = duo.events(log_type)
+        if log_type not in V1:  # and an hour less
+            oldest_ms = now_ms() - 180 * DAY + HOUR
+            there = [event for event in there if in_ms(log_type, event) >= oldest_ms]
+        assert canonical(result.of(log_type)) == canonical(there)
+    first_run = " INFO first run: starts 180 days back, as far as Duo serves (other: --since)"
+    assert result.stderr.count(first_run) == (not chosen)
 
 
 @pytest.mark.parametrize("known", [20, 0], ids=["after some events", "before the first event"])
@@ -117,9 +116,9 @@ def test_what_duo_shows_after_hours_of_empty_answers_is_collected(duo, collector
         (0, 0),
         (0, 0),
     ]
-    asked = len(duo.requests)
+    asked = len(log_requests(duo))
     results.append(collector.once("--log-types", ALL))
-    assert len(duo.requests) - asked <= 2 * len(LOG_TYPES), (
+    assert len(log_requests(duo)) - asked <= 2 * len(LOG_TYPES), (
         "a quiet pass takes a request, or one more"
     )
     for store in duo._stores.values():  # which ends it now

@@ -149,28 +149,32 @@ def missing(
         since_ms = end_ms - events * DAY_MS // EVENTS_PER_DAY
         long_since_ms = end_ms - most * DAY_MS // EVENTS_PER_DAY
         duo.fill("authentication", most, long_since_ms, end_ms, False)
-        columns = []
-        for module in modules:
-            pairs = [
-                collect_and_find(duo, folder, module, since_ms, since_ms) for _ in range(rounds)
-            ]
-            hour_ms = end_ms - DAY_MS // 24
-            _, long = collect_and_find(duo, folder, module, long_since_ms, hour_ms)
-            columns.append((*(median(u.wall_s for u in usages) for usages in zip(*pairs)), long))
+        pairs: dict[Module, list[tuple[Usage, Usage]]] = {module: [] for module in modules}
+        for _ in range(rounds):
+            for module, of_module in pairs.items():
+                of_module.append(collect_and_find(duo, folder, module, since_ms, since_ms))
+        hour_ms = end_ms - DAY_MS // 24
+        long = [
+            collect_and_find(duo, folder, module, long_since_ms, hour_ms)[1] for module in modules
+        ]
+    medians_s = [
+        [median(usage.wall_s for usage in usages) for usages in zip(*of_module)]
+        for of_module in pairs.values()
+    ]
     finding = [
         Figure(
             f"time of `--missing-from` for {events:,} events, none of them missing",
             f"{find_s:.1f} s; collecting them takes {collect_s:.1f} s",
             above(find_s / collect_s, 2.5),
         )
-        for collect_s, find_s, _ in columns
+        for collect_s, find_s in medians_s
     ]
     finding_in_long = [
         Figure(
             f"peak memory and time of `--missing-from` with {most:,} lines, for the last hour",
-            f"{long.peak_mb:.0f} MB, {long.wall_s:.1f} s",
+            f"{usage.peak_mb:.0f} MB, {usage.wall_s:.1f} s",
         )
-        for _, _, long in columns
+        for usage in long
     ]
     labels = [module.label for module in modules]
     return [figure_row(labels, finding), figure_row(labels, finding_in_long)]
