@@ -158,6 +158,9 @@ class World:
                 self.draw_disturbance(name)
         for stall in self.publication.stalls:
             self.at(stall.end, lambda stall=stall: self.ledger.stall_ends(stall))
+            if self.has("full_output") and self.draw.random() < 0.3:  # by what comes then at once
+                fill = lambda: self.happen("full_output", self.draw.uniform(0.1, 2), self.draw)  # noqa: E731
+                self.at(stall.end - self.draw.uniform(0, 0.3) * HOUR, fill)
         for day in range(int(self.life.days) + 1):
             self.at(START + day * DAY, lambda day=day: self.new_day(day))
             for half in range(48):
