@@ -246,6 +246,12 @@ BROKEN = {  # written instead of what, the disturbances that show it, words of t
         "suspend",
         "Duo refuses the date",
     ),
+    "a new key is not taken from its file": (
+        "if answer.status == 401 and self.key_was_rotated():",
+        "if False:",
+        "rotated_key",
+        "does not get on",
+    ),
     "another tenant's file is taken": (
         "if settings.base_url and owner != settings.account:",
         "if False:",

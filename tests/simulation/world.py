@@ -273,7 +273,7 @@ class World:
         """A process from its start to its end, in the present thread."""
         process = Process(self, kind, {"PATH": "", **environ}, arguments, stdout, since)
         process.met.update(name for name, count in self.active.items() if count)
-        if self.operator.is_wrong(process):
+        if environ["DUO_SECRET_KEY_FILE"] == str(self.folder / "wrong.key"):
             process.met.add("wrong_key")
         self.processes.append(process)
         process.main.process = process
