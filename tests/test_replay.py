@@ -121,7 +121,8 @@ def test_a_replay_is_not_confused_by_all_that_comes_after_it(duo, collector, log
     )
     assert (result.status, len(result.events)) == (0, 50), result.stderr
     assert "a hole" not in result.stderr
-    assert len(log_requests(duo)) <= 3
+    # Of a v1 log, a page that shows later events is no end: one of them may be dated in the future.
+    assert len(log_requests(duo)) <= (3 if LOG_TYPES[log_type].cursor else 4)
 
 
 @pytest.mark.parametrize("until", ["1h", "190d"])

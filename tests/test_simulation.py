@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from conftest import SCRIPT
+from simulation import DISTURBANCES, INVENTED
 from simulation.basics import Killed
 from simulation.process import Process
 from simulation.turns import Turns
@@ -174,3 +175,115 @@ def simulate(*arguments):
     environ = {**os.environ, "PYTHONHASHSEED": "0"}
     run = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=600)
     return run.returncode, run.stdout + run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [2, 3, 4, 5, 6])
+def test_some_days_full_of_trouble(seed):
+    status, said = simulate("--seed", seed, "--until", "6d", "--often", 8)
+    assert status == 0, said
+
+
+def test_every_disturbance_is_reported_or_invented():
+    reported = {name for name, row in DISTURBANCES.items() if row.source}
+    assert reported.isdisjoint(INVENTED)
+    assert reported | set(INVENTED) == set(DISTURBANCES)
+    status, said = simulate("--seed", 1, "--until", "6d", "--often", 12, "--only-reported")
+    assert status == 0, said
+    happened = {part.split()[0] for part in said.split(";")[1].split(",")}
+    assert len(happened) > 10
+    assert happened <= reported
+
+
+OFTEN = "--seed 1 --until 20d --often 12"
+BROKEN = {  # written instead of what, the disturbances that show it, words of the failure
+    "an event is lost": (
+        "min(self.since_ms - lookback_ms, newest_ms)",
+        "self.since_ms - lookback_ms",
+        "pipeline_stall",
+        "was written 0 times",
+    ),
+    "an event is written twice": (
+        "if identity in state.written or",
+        "if",
+        "late",
+        "was written 2 times",
+    ),
+    "the checkpoint is saved before the page is written": (
+        "        with self.checkpoints.saving(*rows):\n            self.output.write(lines)\n",
+        "        with self.checkpoints.saving(*rows):\n            pass\n        self.output.write(lines)\n",
+        "kill",
+        "was written 0 times",
+    ),
+    "a page is written and saved without the lock": (
+        "        with self.run.writing:\n            self.new_events += len(lines)\n",
+        "        with contextlib.nullcontext():\n            self.new_events += len(lines)\n",
+        "kill",
+        "does not get on",
+    ),
+    "a checkpoint is saved after a write that failed": (
+        "        if self.has_failed:\n            raise Stopped\n",
+        "",
+        "full_output,slow_answers,pipeline_stall",
+        "was written 0 times",
+        "--seed 4 --until 2d --often 40 --interval 120",
+    ),
+    "half a line is not ended": (
+        "        if size and is_half:\n",
+        "        if False:\n",
+        "kill",
+        "a line that Duo did not publish",
+    ),
+    "a smaller page of v1 is taken for the last": (
+        "elif is_full or self.newest_ms > newest_before_ms:",
+        "elif len(page.events) >= 1000:",
+        "habits",
+        "was written 0 times",
+    ),
+    "Duo's time is asked for once": (
+        "    SHARED_S = 60.0",
+        "    SHARED_S = math.inf",
+        "suspend",
+        "Duo refuses the date",
+    ),
+    "a new key is not taken from its file": (
+        "if answer.status == 401 and self.key_was_rotated():",
+        "if False:",
+        "rotated_key",
+        "does not get on",
+    ),
+    "another tenant's file is taken": (
+        "if settings.base_url and owner != settings.account:",
+        "if False:",
+        "another_tenant",
+        "has changed the checkpoint file",
+    ),
+    "a log type starts twice with --once": (
+        "                if self.run.once:\n                    return\n",
+        "",
+        "reconfigure,rate_limit,since_back",
+        "passes in it",
+    ),
+    "a new file is not synced": (
+        "            os.fsync(fd)\n",
+        "",
+        "power_failure,kill",
+        "ended with 78",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_the_simulation_can_fail(what, tmp_path):
+    right, wrong, disturbances, words, *options = BROKEN[what]
+    text = SCRIPT.read_text()
+    assert text.count(right) == 1
+    module = tmp_path / "duo_collector.py"
+    module.write_text(text.replace(right, wrong))
+    needed = {*disturbances.split(","), "late"}
+    without = ",".join(name for name in DISTURBANCES if name not in needed)
+    chosen = (options or [OFTEN])[0].split()
+    status, said = simulate("--module", module, *chosen, "--without", without)
+    assert status == 1, said
+    assert words in said
+    assert "replay: tests/simulate --seed" in said

@@ -29,7 +29,7 @@ class Disturbance(NamedTuple):
     per_year: float
     hours: tuple[float, float]  # that it lasts
     is_harmless: bool  # each log type gets on while it lasts
-    statuses: tuple[int, ...]  # besides 0, that a run with --once may end with which met it
+    statuses: tuple[int, ...]  # besides 0, of a run with --once that met it
     source: str  # who reported it; empty: invented
 
     @property
@@ -221,6 +221,7 @@ DISTURBANCES: dict[str, Disturbance] = {
     # What Duo publishes
     "late": Row(from_the_start, 0, (0, 0), True, (), "demisto/content #35588"),
     "hours_late": Row(from_the_start, 0, (0, 0), True, (), "status.duo.com: 2020-08, 2023-06, 2023-09"),
+    # --missing-from may print such an event again
     "odd_times": Row(from_the_start, 0, (0, 0), True, (), ""),
     "crowds": Row(from_the_start, 0, (0, 0), True, (), "elastic/integrations: directory syncs; duo_api_golang steps a second"),
     "pipeline_stall": Row(from_the_start, 8, (1, 16), True, (), "status.duo.com: 2020-08, 2023-06, 2023-09"),
@@ -235,6 +236,7 @@ DISTURBANCES: dict[str, Disturbance] = {
     "forgotten_cursors": Row(rules(cursor_lifetime=[0.0, 1.0, 10.0]), 4, (24, 300), False, (75,), ""),
     "refused_cursors": Row(rules(cursor_pages=[1, 2, 5]), 4, (24, 300), False, (75,), ""),
     # Without short pages: where there is no cursor to go on with, they could not be told from the end.
+    # Of trust monitor, a hole may be told where there is none: a full page may be the last.
     "missing_metadata": Row(rules(short_pages=[False], fault_rate=[0.3], fault_kinds=[
         ("no_metadata",), ("no_cursor",), ("no_metadata", "no_cursor")]), 6, (100, 700), False, (75,), ""),
     "spoilt_json": Row(rules(fault_rate=[0.1], fault_kinds=[("deep", "truncated")]), 3, (1, 24), False, (75,), ""),
@@ -245,6 +247,7 @@ DISTURBANCES: dict[str, Disturbance] = {
     "date_outage": Row(rules(fault_rate=[1.0], fault_kinds=[
         ("clock_401",), *2 * [("clock_401", "error_500", "error_429", "reset", "cut")]]), 2, (0.5, 4), False, (75, 77),
         "2024-03-10: 40105 to everybody (Auto-2FA #8)"),
+    # The local clock counts. Where it is wrong, a pass fails, and late events are for --missing-from.
     "no_ping": Row(often_beside("clock_step", no_ping), 5, (2, 72), True, (75,), ""),
     # What lies between
     "no_network": Row(network("refused", "unreachable", "silent"), 12, (0.02, 30), False, (75,), "any network"),
@@ -255,13 +258,16 @@ DISTURBANCES: dict[str, Disturbance] = {
     "power_failure": Row(power_failure, 12, (0, 0), False, (), "any machine"),
     "sigterm": Row(sigterm, 30, (0, 0), False, (75,), "any machine"),
     "suspend": Row(suspend, 12, (0, 0), False, (75, 77), ""),
+    # --missing-from passes over files by when they were last changed, and may print their events again
     "clock_step": Row(clock_step, 12, (0.2, 100), True, (), "duo_unix #311, #354"),
     "ntp_step": Row(ntp_step, 12, (0.02, 3), True, (), "duo_unix #311, #354"),
     "drift": Row(drift, 3, (100, 700), True, (), "duo_unix #311, #354"),
     "full_disk": Row(disk("is_full", True), 8, (0.1, 6), False, (74, 78), "any machine"),
     "full_output": Row(disk("is_output_full", True), 8, (0.1, 6), False, (74,), "any machine"),
+    # A power failure takes back the last minute, which comes again
     "odd_folder": Row(disk("folder_errno", errno.EINVAL), 4, (2, 48), True, (), ""),
     "closed_folder": Row(disk("folder_errno", errno.EACCES), 2, (1, 10), False, (74, 78), ""),
+    # A page may begin with an empty line
     "unreadable_output": Row(disk("is_unreadable", True), 3, (24, 300), True, (), ""),
     "rotation": Row(of_operator("rotate"), 250, (0, 0), True, (), "any machine"),
     # The operator
@@ -273,7 +279,8 @@ DISTURBANCES: dict[str, Disturbance] = {
     "restored_checkpoint": Row(of_operator("restore_checkpoint"), 4, (0, 0), False, (), "any machine"),
     "replay": Row(of_operator("replay"), 12, (0, 0), True, (), "README"),
     "missing_from": Row(of_operator("missing_from"), 120, (0, 0), True, (), "README"),
-    "wrong_key": Row(of_operator("wrong_key"), 4, (0.2, 20), False, (77,), "duo_log_sync #2"),
+    "wrong_key": Row(of_operator("wrong_key"), 3, (0.2, 20), False, (77,), "duo_log_sync #2"),
+    "rotated_key": Row(of_operator("rotate_key"), 3, (0.01, 20), False, (77,), "duo_log_sync #2"),
     "another_tenant": Row(of_operator("another_tenant"), 3, (0, 0), False, (), "README"),
 }  # fmt: skip
 INVENTED = tuple(name for name, row in DISTURBANCES.items() if not row.is_reported)

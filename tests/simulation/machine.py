@@ -11,7 +11,7 @@ import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .basics import MINUTE, Killed, read_file
+from .basics import HOUR, MINUTE, Killed, checkpoints_in, read_file
 
 if TYPE_CHECKING:
     from .ledger import Entry, Ledger
@@ -275,4 +275,8 @@ class Disk(types.SimpleNamespace):
         again = [entry for at, entry in self.undone if at > world.time - MINUTE]
         for entry in again:
             entry.allowed += 1
+        restored = checkpoints_in(content or b"")
+        for name, at in world.checkpoints.items():
+            if restored.get(name, 0.0) < at - HOUR:  # a --since is undone with it
+                world.ledger.again_from(name, restored.get(name, 0.0))
         return {id(entry) for entry in again}

@@ -30,10 +30,8 @@ from .machine import Stream
 from .turns import Thread
 
 if TYPE_CHECKING:
-    from .process import Process
     from .world import World
 
-WRONG_KEY = "0" * 40
 SEED = START - 2 * 86_400  # s; what is older is not wanted, at first
 
 
@@ -50,7 +48,10 @@ class Operator:
             self.settled
         )  # of the running service, and before it was changed
         self.changed = 0.0
-        self.secret_key = world.duo.skey
+        self.key_file = world.folder / "secret.key"
+        self.wrong_key_file = world.folder / "wrong.key"
+        self.wrong_key_file.write_text("0" * 40)
+        self.write_key()
         self.has_seeds = True
         self.off_s = 0.0  # that the service is left alone after the next kill
         self.rotated: dict[Path, float] = {}  # files, and when their last line was written
@@ -68,7 +69,7 @@ class Operator:
         return {
             "DUO_API_HOST": f"https://{HOST}",
             "DUO_INTEGRATION_KEY": self.world.duo.ikey,
-            "DUO_SECRET_KEY": self.secret_key,
+            "DUO_SECRET_KEY_FILE": str(self.key_file),
             "DUO_CHECKPOINT_FILE": self.world.checkpoint_file,
             "DUO_LOG_TYPES": ",".join(self.log_types),
             "DUO_INTERVAL": "300" if self.is_timer else f"{self.interval:.0f}",
@@ -146,6 +147,14 @@ class Operator:
             stream.path = path
             self.between_runs(lambda: (stream.close(), self.open_output()))
         self.rotated[path] = world.time
+
+    def rotate_key(self, draw: random.Random) -> Callable[[], Any]:
+        """Duo has a new secret key, and after a while so has the file; the service runs on."""
+        self.world.duo.skey = f"{draw.getrandbits(160):040x}"
+        return self.write_key
+
+    def write_key(self) -> None:
+        (self.world.folder / "secret.key").write_text(self.world.duo.skey)
 
     def replay(self, draw: random.Random) -> None:
         self.begin_job(self.run_replay, draw)
@@ -276,11 +285,11 @@ class Operator:
             self.off_s = draw.choice((0, 0, 2)) * HOUR
 
     def wrong_key(self, draw: random.Random) -> Callable[[], Any]:
-        def set_to(key: str) -> None:
-            self.between_runs(lambda: setattr(self, "secret_key", key))
+        def exchange() -> None:
+            self.key_file, self.wrong_key_file = self.wrong_key_file, self.key_file
 
-        set_to(WRONG_KEY)
-        return lambda: set_to(self.world.duo.skey)
+        self.between_runs(exchange)
+        return lambda: self.between_runs(exchange)
 
     def since_back(self, draw: random.Random) -> None:
         hours = draw.choice((100, 500)) * draw.random()
@@ -333,7 +342,7 @@ class Operator:
         since = float(int(since))
         world.lives += 1
         if draw.random() < 0.3:
-            environ["DUO_SECRET_KEY"] = WRONG_KEY
+            environ["DUO_SECRET_KEY_FILE"] = str(self.world.folder / "wrong.key")
         while world.time < world.end:
             for name in log_types:
                 self.ledger.floor[name] = since
@@ -384,7 +393,3 @@ class Operator:
                 )
 
         self.between_runs(act)
-
-    def is_wrong(self, process: Process) -> bool:
-        """Whether the key that it was given is wrong."""
-        return process.environ["DUO_SECRET_KEY"] == WRONG_KEY

@@ -158,6 +158,9 @@ class World:
                 self.draw_disturbance(name)
         for stall in self.publication.stalls:
             self.at(stall.end, lambda stall=stall: self.ledger.stall_ends(stall))
+            if self.has("full_output") and self.draw.random() < 0.3:  # by what comes then at once
+                fill = lambda: self.happen("full_output", self.draw.uniform(0.1, 2), self.draw)  # noqa: E731
+                self.at(stall.end - self.draw.uniform(0, 0.3) * HOUR, fill)
         for day in range(int(self.life.days) + 1):
             self.at(START + day * DAY, lambda day=day: self.new_day(day))
             for half in range(48):
@@ -270,7 +273,7 @@ class World:
         """A process from its start to its end, in the present thread."""
         process = Process(self, kind, {"PATH": "", **environ}, arguments, stdout, since)
         process.met.update(name for name, count in self.active.items() if count)
-        if self.operator.is_wrong(process):
+        if environ["DUO_SECRET_KEY_FILE"] == str(self.folder / "wrong.key"):
             process.met.add("wrong_key")
         self.processes.append(process)
         process.main.process = process
