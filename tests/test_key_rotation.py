@@ -1,7 +1,7 @@
-"""A key that is rotated while the collector runs."""
+"""A key that is rotated while the collector runs, and who can read its file."""
 
 import pytest
-from conftest import ONLY, fill, now_ms, wait_for
+from conftest import ONLY, fill, now_ms
 from duo import make_events
 
 NEW_KEY = "0123456789abcdef" * 2 + "01234567"
@@ -22,25 +22,6 @@ def read_until(process, words):
         if words in lines[-1]:
             return lines
     pytest.fail(f"{words} is not in {lines}")
-
-
-def test_a_key_file_is_read_again_when_duo_refuses_the_key(duo, collector, tmp_path):
-    key_file = tmp_path / "key"
-    key_file.write_text(duo.skey + "\n")
-    key_file.chmod(0o600)
-    fill(duo, "telephony", 5)
-    environ = {"DUO_SECRET_KEY": None, "DUO_SECRET_KEY_FILE": str(key_file)}
-    path = tmp_path / "out"
-    with open(path, "wb") as file:
-        process = collector.start("--interval", "0.3", *ONLY, environ=environ, stdout=file)
-    try:
-        wait_for(lambda: path.read_bytes().count(b"\n") == 5, "events")
-        rotate(duo)
-        key_file.write_text(NEW_KEY)
-        wait_for(lambda: path.read_bytes().count(b"\n") == 6, "an event read with the new key")
-    finally:
-        process.terminate()
-        process.communicate(timeout=10)
 
 
 def test_a_key_that_came_another_way_needs_a_restart(duo, collector):
