@@ -8,6 +8,7 @@ from conftest import (
     ONLY,
     SECRET,
     assert_hidden,
+    before,
     log_requests,
     running,
 )
@@ -105,3 +106,10 @@ def test_check_tries_the_lock(duo, collector):
     result = collector.run("--check", *ONLY)
     assert (result.status, result.stdout.splitlines()[0]) == (78, "telephony: ok")
     assert str(collector.checkpoint_file) in result.stdout.splitlines()[1]
+
+
+def test_a_lock_that_fails_is_told_by_check(collector):
+    broken = "duo_collector.fcntl.flock = lambda *_: (_ for _ in ()).throw(OSError(37, 'No locks'))"
+    before(collector, broken)
+    result = collector.run("--check", *ONLY)
+    assert (result.status, "cannot be locked: No locks" in result.stdout) == (78, True)

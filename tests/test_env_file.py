@@ -6,7 +6,7 @@ import socket
 import sys
 
 import pytest
-from conftest import HOUR, KEYS, NO_KEYS, ONLY, SCRIPT, now_ms
+from conftest import HOUR, KEYS, NO_KEYS, ONLY, SCRIPT, assert_refused, now_ms
 from duo import make_events
 
 
@@ -146,3 +146,20 @@ def test_a_working_directory_that_is_gone(duo, collector, tmp_path):
     result = collector.once(cwd=tmp_path / "gone")
     assert (result.status, len(result.stderr.splitlines())) == (78, 1), result.stderr
     assert "settings file duo.env cannot be read: No such file" in result.stderr
+
+
+def test_a_settings_file_in_utf_16_is_to_be_saved_as_utf_8(collector, tmp_path):
+    path = tmp_path / "env"
+    path.write_bytes("DUO_LOOKBACK=300\n".encode("utf-16"))
+    assert_refused(collector.once("--env-file", path), 78, "save it as UTF-8")
+
+
+@pytest.mark.parametrize("value", ["corp.pem", "~/corp.pem"])
+def test_a_bundle_in_a_settings_file_starts_at_its_folder(collector, tmp_path, value):
+    path = tmp_path / "env"
+    path.write_text(f"REQUESTS_CA_BUNDLE={value}\n")
+    environ = {"HOME": str(tmp_path)}
+    assert_refused(collector.once("--env-file", path, environ=environ), 78, "REQUESTS_CA_BUNDLE")
+    (tmp_path / "corp.pem").touch()
+    result = collector.once("--env-file", path, *ONLY, environ=environ)
+    assert result.status == 0, result.stderr

@@ -1,7 +1,7 @@
-"""A key that is rotated while the collector runs, and who can read its file."""
+"""A key that is rotated while the collector runs."""
 
 import pytest
-from conftest import ONLY, fill, now_ms
+from conftest import JSON, ONLY, fill, now_ms, wait_for
 from duo import make_events
 
 NEW_KEY = "0123456789abcdef" * 2 + "01234567"
@@ -22,6 +22,25 @@ def read_until(process, words):
         if words in lines[-1]:
             return lines
     pytest.fail(f"{words} is not in {lines}")
+
+
+def test_a_key_file_is_read_again_when_duo_refuses_the_key(duo, collector, tmp_path):
+    key_file = tmp_path / "key"
+    key_file.write_text(duo.skey + "\n")
+    key_file.chmod(0o600)
+    fill(duo, "telephony", 5)
+    environ = {"DUO_SECRET_KEY": None, "DUO_SECRET_KEY_FILE": str(key_file)}
+    path = tmp_path / "out"
+    with open(path, "wb") as file:
+        process = collector.start("--interval", "0.3", *ONLY, environ=environ, stdout=file)
+    try:
+        wait_for(lambda: path.read_bytes().count(b"\n") == 5, "events")
+        rotate(duo)
+        key_file.write_text(NEW_KEY)
+        wait_for(lambda: path.read_bytes().count(b"\n") == 6, "an event read with the new key")
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
 
 
 def test_a_key_that_came_another_way_needs_a_restart(duo, collector):
@@ -45,3 +64,24 @@ def test_a_key_file_that_all_users_can_read_is_warned_of(duo, collector, tmp_pat
         key_file.chmod(mode)
         result = collector.once(*ONLY, environ=environ)
         assert (result.status, "chmod 600 it" in result.stderr) == (0, warned), result.stderr
+
+
+def test_a_refusal_with_an_old_key_is_asked_again_at_once_with_the_new_one(
+    duo, collector, tmp_path
+):
+    """Rotated in the middle of a pass: no pass is lost."""
+    fill(duo, "telephony", 1_500)
+    key_file = tmp_path / "key"
+    key_file.write_text(duo.skey)
+    key_file.chmod(0o600)
+
+    def rotate(handler):
+        duo.skey = NEW_KEY
+        key_file.write_text(duo.skey)
+        body = b'{"code": 40103, "message": "Invalid signature", "stat": "FAIL"}'
+        handler.send(401, JSON, body)
+
+    duo.inject("telephony", None, rotate)
+    environ = {"DUO_SECRET_KEY": None, "DUO_SECRET_KEY_FILE": str(key_file)}
+    result = collector.once(*ONLY, environ=environ)
+    assert (result.status, len(result.events)) == (0, 1_500), result.stderr

@@ -4,11 +4,13 @@ import contextlib
 import os
 import re
 import socket
+import ssl
 import subprocess
+import sys
 import threading
 
 import pytest
-from conftest import ONLY, tls_tenant
+from conftest import NOBODY, ONLY, SCRIPT, before, settings_of, tls_tenant
 
 import duo_collector
 
@@ -131,3 +133,52 @@ def test_the_journal_gets_priorities(duo, collector, tmp_path, whose):
 )
 def test_a_duration_is_shown_in_its_two_largest_units(length_ms, text):
     assert duo_collector.duration(length_ms) == text
+
+
+def test_an_environment_of_another_python_is_to_be_recreated():
+    command = [sys.executable, "-I", "-S", str(SCRIPT), "--once"]  # -S: no installed packages
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (78, "")
+    (line,) = run.stderr.splitlines()
+    assert "dotenv is not installed" in line and "python3 -m venv --clear .venv" in line
+
+
+@pytest.mark.parametrize(
+    "reason, words",
+    [
+        ("Missing Authority Key Identifier", "Python from 3.13 on refuses the CA"),
+        ("Basic Constraints of CA cert not marked critical", "Python from 3.13 on refuses the CA"),
+        ("CA cert does not include key usage extension", "Python from 3.13 on refuses the CA"),
+        ("Hostname mismatch, certificate is not valid for 'a'", "for another name"),
+        ("unable to get local issuer certificate", "set REQUESTS_CA_BUNDLE"),
+    ],
+)
+def test_a_certificate_that_is_refused_is_explained(reason, words):
+    error = ssl.SSLCertVerificationError(1, f"certificate verify failed: {reason}")
+    said = duo_collector.explain_no_answer(error, settings_of())
+    assert words in said and reason in said
+    assert ("set REQUESTS_CA_BUNDLE" in said) == (words == "set REQUESTS_CA_BUNDLE")
+
+
+def test_a_refused_connection_names_port_and_setting(collector):
+    result = collector.run("--check", *ONLY, environ={"DUO_API_HOST": NOBODY})
+    words = "no answer from 127.0.0.1:1: the connection is refused: check DUO_API_HOST"
+    assert (result.status, words in result.stdout) == (75, True), result.stdout
+
+
+def test_an_outage_is_told_once_when_it_begins_and_once_when_all_give_up(collector):
+    before(collector, "duo_collector.Retryable.patience_s = 3")
+    result = collector.once(environ={"DUO_API_HOST": NOBODY})
+    lines = result.stderr.splitlines()
+    assert result.status == 75
+    assert sum("trying again" in line for line in lines) == 1, result.stderr
+    assert sum("connection is refused" in line for line in lines) == 2, result.stderr
+    assert sum("given up for the same reason" in line for line in lines) == 2, result.stderr
+
+
+def test_the_end_of_a_pass_says_when_the_next_one_is(collector):
+    process = collector.start("--interval", "10m", *ONLY)
+    line = next(line for line in process.stderr if b"telephony: " in line)
+    process.terminate()
+    process.communicate(timeout=10)
+    assert b"next pass in 10 min" in line

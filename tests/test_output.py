@@ -11,13 +11,13 @@ from conftest import (
     HOUR,
     MINUTE,
     ONLY,
+    events_in,
     fill,
     fill_and_seed,
     finish,
     log_requests,
     now_ms,
     repeated_and_torn,
-    running,
     wait_for,
     without_privileges,
 )
@@ -160,28 +160,60 @@ def test_a_line_that_a_killed_run_left_is_ended_by_the_service(duo, collector, t
     )
 
 
-def test_a_regular_file_is_written_at_its_end_however_it_was_opened(duo, collector, tmp_path):
-    """With `>`, as a shell opens it: what another process appends is not overwritten."""
-    path = tmp_path / "events"
-    fill(duo, "telephony", 10)
-    stdout = open(path, "wb")
-    with stdout, running(collector, *ONLY, "--interval", "0.2", stdout=stdout):
-        wait_for(lambda: path.read_bytes().count(b"\n") == 10, "first pass")
+# A regular file is written at its end, however it was opened: with `>` and a loop, with systemd's
+# StandardOutput=file: or by a supervisor, it has no O_APPEND.
+
+
+def publish(duo, count, seed):
+    """Publish events of the last minutes, which the next pass writes."""
+    end_ms = now_ms() - 130_000
+    duo.add("telephony", make_events("telephony", count, end_ms - 60_000, end_ms, seed=seed))
+
+
+def test_a_second_writer_overwrites_nothing(duo, collector, tmp_path):
+    path = tmp_path / "duo.jsonl"
+    fill(duo, "telephony", 40)
+    with open(path, "wb") as file:
+        process = collector.start(*ONLY, "--interval", "0.3", stdout=file)
+    try:
+        wait_for(lambda: path.read_bytes().count(b"\n") == 40, "events")
         with open(path, "ab") as other:
-            other.write(b'{"from": "another process"}\n')
-        fill(duo, "telephony", 5, hours=(0.12, 0.06), seed=9)
-        wait_for(lambda: path.read_bytes().count(b"\n") == 16, "next pass")
-    assert path.read_bytes().splitlines()[10] == b'{"from": "another process"}'
+            other.write(b'{"written":"by another"}\n')
+        publish(duo, 30, seed=7)
+        wait_for(lambda: path.read_bytes().count(b"\n") == 71, "later events")
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {"written": "by another"} in lines
+    found = [line["telephony_id"] for line in lines if "telephony_id" in line]
+    assert sorted(found) == sorted(event["telephony_id"] for event in duo.events("telephony"))
 
 
-def test_a_file_that_is_truncated_goes_on_at_its_new_end(duo, collector, tmp_path):
-    """As logrotate's copytruncate does."""
-    path = tmp_path / "events"
-    fill(duo, "telephony", 10)
-    stdout = open(path, "wb")
-    with stdout, running(collector, *ONLY, "--interval", "0.2", stdout=stdout):
-        wait_for(lambda: path.read_bytes().count(b"\n") == 10, "first pass")
-        os.truncate(path, 0)
-        fill(duo, "telephony", 5, hours=(0.12, 0.06), seed=9)
-        wait_for(lambda: path.read_bytes().count(b"\n") == 5, "next pass")
-    assert path.read_bytes().startswith(b"{")
+def test_a_file_that_is_truncated_has_no_hole_in_it(duo, collector, tmp_path):
+    path = tmp_path / "duo.jsonl"
+    fill(duo, "telephony", 40)
+    with open(path, "wb") as file:
+        process = collector.start(*ONLY, "--interval", "0.3", stdout=file)
+    try:
+        wait_for(lambda: path.read_bytes().count(b"\n") == 40, "events")
+        with open(path, "r+b") as file:  # as logrotate's copytruncate does
+            file.truncate()
+        publish(duo, 30, seed=7)
+        wait_for(lambda: path.read_bytes().count(b"\n") == 30, "later events")
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+    assert b"\0" not in path.read_bytes()
+
+
+def test_a_restart_overwrites_nothing(duo, collector, tmp_path):
+    path = tmp_path / "duo.jsonl"
+    path.touch()
+    fill(duo, "telephony", 40)
+    for count in (40, 70):
+        with open(path, "r+b") as file:  # at its beginning, as with StandardOutput=file:
+            assert collector.once(*ONLY, stdout=file).status == 0
+        ids = [event["telephony_id"] for event in events_in(path)]
+        assert len(set(ids)) == len(ids) == count
+        publish(duo, 30, seed=7)

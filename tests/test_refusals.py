@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from conftest import DEFAULT, JSON, NONE, ONLY, differences, fill, log_requests, running, wait_for
+from conftest import DEFAULT, JSON, NONE, ONLY, differences, fill, log_requests, running
 
 
 @pytest.mark.parametrize("status", [403, 404, 400])
@@ -208,38 +208,3 @@ def test_a_refused_log_that_duo_deprecates_is_told_with_its_successor(collector,
     ).stdout.splitlines()
     advice = "; Duo is deprecating this log in favour of activity"
     assert [line.partition(": ")[0] for line in lines if line.endswith(advice)] == ["administrator"]
-
-
-def test_a_key_that_is_rotated_in_its_file_needs_no_restart(duo, collector, tmp_path):
-    key_file = tmp_path / "key"
-    key_file.write_text(duo.skey + "\n")
-    key_file.chmod(0o600)
-    environ = {"DUO_SECRET_KEY": None, "DUO_SECRET_KEY_FILE": str(key_file)}
-    with running(collector, *ONLY, "--interval", "0.2", environ=environ) as process:
-        assert b" INFO " in process.stderr.readline()
-        duo.skey = "0123456789" * 4
-        wait_for(lambda: b"ERROR telephony" in process.stderr.readline(), "refusal")
-        key_file.write_text(duo.skey)
-        wait_for(lambda: b" INFO telephony: " in process.stderr.readline(), "pass with the new key")
-    assert [request.status for request in log_requests(duo)][-1] == 200
-
-
-def test_a_refusal_with_an_old_key_is_asked_again_at_once_with_the_new_one(
-    duo, collector, tmp_path
-):
-    """Rotated in the middle of a pass: no pass is lost."""
-    fill(duo, "telephony", 1_500)
-    key_file = tmp_path / "key"
-    key_file.write_text(duo.skey)
-    key_file.chmod(0o600)
-
-    def rotate(handler):
-        duo.skey = "0123456789" * 4
-        key_file.write_text(duo.skey)
-        body = b'{"code": 40103, "message": "Invalid signature", "stat": "FAIL"}'
-        handler.send(401, JSON, body)
-
-    duo.inject("telephony", None, rotate)
-    environ = {"DUO_SECRET_KEY": None, "DUO_SECRET_KEY_FILE": str(key_file)}
-    result = collector.once(*ONLY, environ=environ)
-    assert (result.status, len(result.events)) == (0, 1_500), result.stderr

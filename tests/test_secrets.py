@@ -3,8 +3,19 @@
 import json
 from unittest import mock
 
+import pytest
 import requests
-from conftest import DEFAULT, JSON, NOBODY, ONLY, SECRET, Collector, assert_hidden, settings_of
+from conftest import (
+    DEFAULT,
+    JSON,
+    KEYS,
+    NOBODY,
+    ONLY,
+    SECRET,
+    Collector,
+    assert_hidden,
+    settings_of,
+)
 from duo import Simulator, make_events
 
 import duo_collector
@@ -87,3 +98,19 @@ def test_a_key_that_duo_repeats_is_not(duo, collector):
     assert (result.status, status.status) == (77, 0)
     assert "No: ***" in result.stderr and "No: ***" in status.stdout
     assert "Zq8-Zq8" not in result.stderr + status.stdout + collector.checkpoint_file.read_text()
+
+
+@pytest.mark.parametrize(
+    "environ, words",
+    [
+        ({"ALL_PROXY": "socks5://user:hidden@127.0.0.1:1"}, "PySocks"),
+        ({"HTTPS_PROXY": "http://user:hidden@127.0.0.1:1"}, "the proxy http://127.0.0.1:1 "),
+        ({"HTTPS_PROXY": "http://us er:hid den@127.0.0.1:1"}, "the proxy http://127.0.0.1:1 "),
+    ],
+)
+def test_a_proxy_is_named_without_its_password(collector, environ, words):
+    result = collector.run(
+        "--check", *ONLY, environ={**environ, "DUO_API_HOST": KEYS["DUO_API_HOST"]}
+    )
+    assert (result.status, words in result.stdout) == (75, True), result.stdout
+    assert "hid" not in result.stdout + result.stderr

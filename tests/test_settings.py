@@ -391,3 +391,18 @@ def test_a_host_that_is_not_duos_is_told(collector, host, told):
     result = collector.run("--check", *ONLY, environ=environ)
     assert result.status == 75, result.stderr
     assert ("signed requests are sent there" in result.stderr) == told
+
+
+@pytest.mark.parametrize(
+    "environ, words",
+    [
+        ({"DUO_API_HOST": "http://api-12345678.duosecurity.com"}, "http is not encrypted"),
+        ({"DUO_SECRET_KEY": "dead beef"}, "character 5 of 9 is a space"),
+        ({"DUO_SECRET_KEY": "deadbeef\u200b"}, "character 9 of 9 is a zero width space"),
+        ({"DUO_INTEGRATION_KEY": '"DIX'}, "character 1 of 4 is a quotation mark"),
+    ],
+)
+def test_a_wrong_setting_is_named_by_what_is_wrong(collector, environ, words):
+    result = collector.once(environ=environ)
+    assert_refused(result, 78, words)
+    assert "dead" not in result.stderr

@@ -13,6 +13,7 @@ from conftest import (
     MINUTE,
     ONLY,
     SCRIPT,
+    assert_refused,
     fill,
     in_ms,
     log_requests,
@@ -197,3 +198,7 @@ def test_a_seed_that_is_not_used_is_told_once(duo, collector):
     lines = [line for line in stderr.decode().splitlines() if "is not used" in line]
     assert len(lines) == 1, stderr.decode()
     assert re.search("INFO TELEPHONY_SINCE_TIME is not used: the checkpoint file says 20", lines[0])
+
+
+def test_a_month_that_does_not_exist_is_named(collector):
+    assert_refused(collector.once("--since", "2026-13-01"), 2, "month must be in 1..12")
