@@ -23,7 +23,7 @@ silent for longer is read from its newest known event, in case Duo published not
 A single event that is published later than that is not noticed: run --missing-from daily to
 find it.
 
-Each log type is collected by a thread of its own. The main thread waits for them and for signals.
+Each log type is collected by its own thread. The main thread waits for them and for signals.
 
 The file follows the data: log types, settings, signing, requests, pages, walks, checkpoints,
 output, pace, passes, reports, the command line. Names that end in _ms are in milliseconds (times:
@@ -101,7 +101,7 @@ class Refused(PassFailed):
 
 
 class Retryable(PassFailed):
-    """Worth a retry in the same pass: no answer, a 5xx, an answer that makes no sense."""
+    """Worth a retry in the same pass: no answer, a 5xx, an invalid answer."""
 
     patience_s = 30.0  # a log type gives up its pass after this long, but not before a second try
     retry_after_s = 0.0  # how long the server asks to wait
@@ -225,7 +225,7 @@ def parse_host(text: str) -> str:
 
 
 def parse_key(text: str) -> str:
-    """Check a key for what copying leaves in it. Its messages must not show the key."""
+    """Check a key for copy-and-paste errors. The messages must not show the key."""
     for place, character in enumerate(text, 1):
         if not "!" <= character <= "~" or character in "\"'`":
             kind = unicodedata.name(character, f"control character {ord(character)}").lower()
@@ -776,8 +776,8 @@ class Clock:
     """Duo's time. The threads of a process share it.
 
     It is what /auth/v2/ping says at the start of a pass, carried on by the monotonic clock, so that
-    a local clock that is wrong or set right in between changes nothing. Duo refuses a request whose
-    date is five minutes off (source: duo_unix's mock of Duo), and a window that ends too late would
+    a local clock that is wrong, or corrected in between, changes nothing. Duo refuses a request
+    whose date is five minutes off (source: duo_unix's mock of Duo), and a window that ends too late would
     skip what is published in between.
 
     Without an answer, the local clock is used, and not an older answer: the monotonic clock stands
@@ -802,7 +802,7 @@ class Clock:
         return self.told is not None
 
     def now_ms(self) -> int:
-        """Duo's time, as far as known: never later than it is, if the ping told it."""
+        """Duo's time, as far as known: never ahead of Duo's clock if the ping was answered."""
         if self.told is None:
             return int(self.edges.now() * 1000)
         told_ms, at_s = self.told
@@ -851,7 +851,7 @@ NO_ANSWER = (  # the first pattern found in the names of the exceptions and the 
 
 
 def explain_no_answer(error: BaseException, settings: Settings) -> str:
-    """From whom there was no answer, why, and what to do: from the exceptions that requests and
+    """Which host did not answer, why, and what to do: from the exceptions that requests and
     urllib3 wrap."""
     chain = [error]
     while True:
@@ -945,7 +945,7 @@ BETWEEN = re.compile(r"[\s,]*")
 
 def split_answer(text: str, log_type: LogType | None) -> tuple[Mapping[str, Any], list[Event]]:
     """Split an answer into its JSON without events, and the events as Duo wrote them; both are
-    empty if it is not a JSON object. Text is kept, as encoding it anew could change numbers."""
+    empty if it is not a JSON object. Text is kept, as re-encoding could change numbers."""
     events: list[Event] = []
     try:
         # Line breaks are found only between tokens: within strings, JSON escapes them.
@@ -1048,12 +1048,15 @@ class Walk:
         start_ms: int,
         until_ms: int,
         report_hole: Callable[[int, int, str], None],
+        trusts_count: bool = True,
     ) -> None:
-        """`report_hole` is told the first and the last ms of a hole, and what Duo shows of it."""
+        """`report_hole` receives the first and the last ms of a hole, and what Duo shows of it.
+        `trusts_count`: a later pass goes on from the newest event, should Duo's count be wrong."""
         self.log_type = log_type
         self.start_ms = start_ms
         self.until_ms = until_ms
         self.report_hole = report_hole
+        self.trusts_count = trusts_count
         self.mintime_ms = start_ms - log_type.overlap_ms
         self.cursor = ""
         self.cursors: set[str] = set()  # all so far
@@ -1146,7 +1149,8 @@ class Walk:
         count = len(page.events)
         if self.pages == 1:
             self.total = page.total
-        is_last = not page.cursor or count == page.total
+        is_whole = self.trusts_count and count == page.total
+        is_last = is_whole or not page.cursor
         if count == 0 or (is_last and not is_full):
             self.done = True
         elif page.cursor and page.cursor not in self.cursors:
@@ -1248,7 +1252,7 @@ class State:
         self.written = kept
 
     def move_to(self, time_ms: int) -> None:
-        """Start anew from here, whatever was written."""
+        """Start again from here, whatever was written."""
         self.since_ms = time_ms
         self.start_ms = time_ms
         self.hole_ms = 0
@@ -1284,7 +1288,7 @@ class Checkpoints:
             if saved is None:
                 return state
             read_health(state.health, saved.get("health", {}))
-            if saved["since_ms"] == since_ms:  # otherwise it was set by hand: a fresh start
+            if saved["since_ms"] == since_ms:  # otherwise it was edited: start again
                 state.start_ms = min(row.floor(int(saved["start_ms"])), since_ms)
                 state.hole_ms = int(saved.get("hole_ms", 0))
                 state.written = {
@@ -1315,7 +1319,7 @@ class Checkpoints:
 
 def read_checkpoint_file(path: str) -> dict[str, Any]:
     """What the file holds; nothing if there is none. Raises CollectorError."""
-    remedy = "; it should be JSON, and is unchanged: restore it, or move it away to start anew"
+    remedy = "; it should be JSON, and is unchanged: restore it, or move it away to start again"
     try:
         # A FIFO must not block.
         with open(
@@ -1486,14 +1490,14 @@ class Output:
             os.fsync(self.fd)
 
     def end_half_line(self, was_interrupted: bool) -> None:
-        """End the half line that a run left which was killed; asked for each page, as
-        --missing-from may append to the same file. `was_interrupted` counts where a file cannot be
+        """Complete the half line left by a run that was killed; checked for each page, as
+        --missing-from may append to the same file. `was_interrupted` is used where a file cannot be
         read back. Raises OSError."""
         if not self.is_regular:
             return
         size = os.fstat(self.fd).st_size
         is_half = was_interrupted
-        # stdout itself may be open for writing only; on macOS this may not open it anew.
+        # stdout itself may be open for writing only; on macOS this may not reopen it.
         with contextlib.suppress(OSError), open(f"/dev/fd/{self.fd}", "rb") as file:
             is_half = os.pread(file.fileno(), 1, max(0, size - 1)) != b"\n"
         if size and is_half:
@@ -1773,7 +1777,7 @@ class Run:
 
 
 class Collector:
-    """Collects one log type, pass after pass, in a thread of its own."""
+    """Collects one log type, pass after pass, in its own thread."""
 
     def __init__(self, run: Run, log_type: LogType) -> None:
         settings = run.settings
@@ -1810,7 +1814,8 @@ class Collector:
                     return
                 self.wait(self.run.settings.interval_s)
         except Stopped:
-            return
+            if self.requests:
+                self.save_health()
 
     def wait(self, seconds: float) -> None:
         """Raises Stopped if the process is to end."""
@@ -1836,6 +1841,7 @@ class Collector:
         walk = self.open_walk()
         if walk.start_ms >= walk.until_ms:  # Duo would refuse it
             self.check_clock()
+            self.skip_expired(walk)
             return
         while not walk.done:
             if self.is_expiring(walk):
@@ -1848,7 +1854,7 @@ class Collector:
                 raise PassFailed("Duo has more, but gives no way to ask for it: report it")
 
     def open_walk(self) -> Walk:
-        """A walk through the window to read now. It may be empty, or upside down."""
+        """A walk through the window to read now. It may be empty, or end before it starts."""
         row = self.log_type
         now_ms = self.run.clock.now_ms()
         start_ms = self.state.start_ms
@@ -1858,7 +1864,8 @@ class Collector:
             start_ms = max(start_ms, now_ms - row.kept_days * DAY_MS + HOUR_MS)
         served_ms = (now_ms - row.delay_ms) // 1000 * 1000  # whole seconds suit all logs
         until_ms = int(min(served_ms, self.end_ms))
-        return Walk(row, start_ms, until_ms, self.report_hole)
+        trusts_count = self.end_ms == math.inf
+        return Walk(row, start_ms, until_ms, self.report_hole, trusts_count)
 
     def is_expiring(self, walk: Walk) -> bool:
         """Whether Duo is about to refuse the start of a walk, as the pages of a first run can take
@@ -1905,7 +1912,7 @@ class Collector:
 
     def postpone(self, problem: Retryable, sent: float) -> None:
         """Put the next request off, after one that was sent at `sent` (s, monotonic) failed.
-        Raises PassFailed once there was nothing else for as long as the patience lasts."""
+        Raises GivenUp when requests have failed for `patience_s`."""
         now = self.run.edges.monotonic()
         if isinstance(problem, RateLimited):
             self.failing.pop(Retryable, None)  # Duo can be reached: patience starts again
@@ -2006,13 +2013,16 @@ class Collector:
         if not run.once:
             text += f"; next pass in {duration(run.settings.interval_s * 1000)}"
         log.log(level, "%s: %s", self.log_type.name, text)
-        with run.writing:
-            self.health["pass_ms"] = int((run.edges.monotonic() - self.began) * 1000)
-            if problem:
-                self.health["last_error_ms"] = run.clock.now_ms()
-                self.health["last_error"] = redact(str(problem))
-                with contextlib.suppress(CollectorError):  # collection does not need it
-                    run.mode.commit([])
+        self.health["pass_ms"] = int((run.edges.monotonic() - self.began) * 1000)
+        if problem:
+            self.health["last_error_ms"] = run.clock.now_ms()
+            self.health["last_error"] = redact(str(problem))
+            self.save_health()
+
+    def save_health(self) -> None:
+        """Collection does not need it, so a failure stops nothing."""
+        with self.run.writing, contextlib.suppress(CollectorError, Stopped):
+            self.run.mode.commit([])
 
 
 # Reports: all by the main thread
@@ -2335,7 +2345,7 @@ class Threads:
     def side_by_side(
         self, functions: Sequence[Callable[[], object]], report: Callable[[], object]
     ) -> bool:
-        """Run each function in a thread of its own, and call `report` each second, until all have
+        """Run each function in its own thread, and call `report` each second, until all have
         ended. Returns whether a signal stopped them: at the latest GRACE_S after it, even if one
         hangs. What a function raises stops the others in the same way, and is raised here."""
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -2431,7 +2441,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--checkpoint-file",
         metavar="PATH",
-        help="where it keeps its state (DUO_CHECKPOINT_FILE, or checkpoints.json)",
+        help="the checkpoint file (DUO_CHECKPOINT_FILE, or checkpoints.json)",
     )
     mode.add_argument(
         "--check",
@@ -2499,7 +2509,7 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         priority = PRIORITIES[record.levelno] if self.is_journal else ""
-        # Up to 4,096 bytes, select() tells whether a pipe takes them.
+        # Up to 4,096 bytes, select() reports whether a pipe takes them.
         self.write(f"{priority}{redact(self.format(record))[:4000]}\n")
 
     def show(self, lines: list[str]) -> None:

@@ -116,9 +116,14 @@ def test_a_pass_that_is_caught_up_asks_once(duo, collector, recent):
     for _ in range(2):
         result = collector.once("--log-types", ALL)
         assert (result.status, result.stdout) == (0, "")
-    # The v1 logs do not count, so there the end has to be seen.
-    wanted = {log_type: 4 if log_type in V1 and recent else 2 for log_type in LOG_TYPES}
-    assert Counter(request.log_type for request in log_requests(duo)[asked:]) == wanted
+    asked = Counter(request.log_type for request in log_requests(duo)[asked:])
+    for log_type in LOG_TYPES:
+        if log_type in V1 and recent:
+            # v1 logs do not count, so there the end has to be seen; a third request where the
+            # newest second holds ten events or more, as that may be a full page.
+            assert 4 <= asked[log_type] <= 6, asked
+        else:
+            assert asked[log_type] == 2, asked
 
 
 def test_loop_mode_outlives_refusals_and_outages(duo, collector):

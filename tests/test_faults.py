@@ -32,8 +32,8 @@ def test_a_fault_passes(duo, collector, fault):
         assert result.status == 77
         return
     assert result.status == 0, result.stderr
-    if fault == "nan":  # is written as Duo wrote it
-        assert len(result.events) == 3 * 1_200
+    if fault == "nan":  # is written as Duo wrote it; the overlap of v1 pages may show it unspoilt
+        assert 3 * 1_200 <= len(result.events) <= 3 * 1_200 + 1
     else:
         assert differences(duo, result.events, DEFAULT) == NONE
 

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import HOUR, JSON, MINUTE, instant, now_ms
+from conftest import HOUR, JSON, MINUTE, assert_complete, instant, now_ms
 from duo import make_events
 
 import duo_collector
@@ -130,3 +130,41 @@ def test_a_time_beyond_all_reason_is_written_like_any_other(duo, collector, log_
     result = collector.once("--log-types", log_type)
     assert result.status == 0, result.stderr
     assert len(result.stdout.splitlines()) == 1
+
+
+def denied_then_fraud():
+    """An authentication that is denied, and marked as fraud a minute later, under one id."""
+    at_ms = (now_ms() - HOUR) // 1000 * 1000
+    (denied,) = instant("authentication", 1, at_ms)
+    (fraud,) = instant("authentication", 1, at_ms + MINUTE)
+    return {**denied, "result": "denied"}, {**fraud, "txid": denied["txid"], "result": "fraud"}
+
+
+def test_two_events_of_one_id_a_minute_apart_are_two_lines(duo, collector):
+    duo.add("authentication", denied_then_fraud())
+    result = collector.once("--log-types", "authentication")
+    assert_complete(duo, result, "authentication")
+    assert [event["result"] for event in result.events] == ["denied", "fraud"]
+    assert collector.once("--log-types", "authentication").stdout == ""
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_missing_from_tells_two_events_of_one_id_apart(duo, collector, file, kept):
+    duo.add("authentication", denied_then_fraud())
+    options = ["--since", "3h", "--log-types", "authentication", "--missing-from"]
+    lines = collector.run(*options, "/dev/null").stdout.splitlines(keepends=True)
+    assert len(lines) == 2
+    file.write_text(lines[kept])
+    assert collector.run(*options, file).stdout == lines[1 - kept]
+    file.write_text("".join(lines))
+    assert collector.run(*options, file).stdout == ""
+
+
+@pytest.mark.parametrize("odd", ['"n": NaN}', '"n": 1},'], ids=["NaN", "a comma too many"])
+def test_json_that_is_almost_right_is_passed_on_as_duo_wrote_it(duo, collector, odd):
+    page = '{"stat": "OK", "response": {"metadata": {}, "authlogs": [{"txid": "x", %s]}}' % odd
+    duo.inject("authentication", (200, JSON, page.encode()))
+    result = collector.once("--log-types", "authentication")
+    value = odd.rstrip(",").rstrip("}")
+    assert (result.status, result.stdout.startswith('{"txid": "x", ' + value)) == (0, True)
+    assert result.stdout.count("\n") == 1

@@ -15,14 +15,15 @@ import duo_collector
 
 @contextlib.contextmanager
 def answering(reply):
-    """A server that answers a connection with this."""
+    """A server that answers each connection with this."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve():
-            connection = server.accept()[0]
-            with connection:
-                connection.recv(65_536)
-                connection.sendall(reply)
+            with contextlib.suppress(OSError):  # once it is closed
+                while True:
+                    with server.accept()[0] as connection:
+                        connection.recv(65_536)
+                        connection.sendall(reply)
 
         threading.Thread(target=serve, daemon=True).start()
         yield f"127.0.0.1:{server.getsockname()[1]}"
@@ -69,14 +70,15 @@ def test_what_keeps_duo_out_of_reach_is_told_apart(duo, collector, tmp_path):
     says = {
         "the name does not resolve": {"name"},
         "check DUO_API_HOST, DNS, and": {"name"},
-        "the proxy refuses": {"proxy", "407"},
+        "the proxy http://127.0.0.1:1 refuses or cannot be reached": {"proxy"},
+        "refuses or cannot be reached": {"proxy", "407"},
         "check HTTPS_PROXY": {"proxy", "407"},
         "407 Proxy Auth": {"407"},
         "its certificate is not trusted": {"certificate"},
         "set REQUESTS_CA_BUNDLE to": {"certificate"},
-        "Duo is down": {"refused"},
-        "Connection refused": {"proxy", "refused"},
-        "not an answer from Duo": {"503"},
+        "the connection is refused": {"refused"},
+        "Connection refused": {"proxy"},
+        "not an answer of Duo's API": {"503"},
         "Duo fails": {"500"},
     }
     assert {

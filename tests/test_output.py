@@ -11,11 +11,13 @@ from conftest import (
     HOUR,
     MINUTE,
     ONLY,
+    fill,
     fill_and_seed,
     finish,
     log_requests,
     now_ms,
     repeated_and_torn,
+    running,
     wait_for,
     without_privileges,
 )
@@ -156,3 +158,30 @@ def test_a_line_that_a_killed_run_left_is_ended_by_the_service(duo, collector, t
     assert lines[10] == b'{"txid": "half a li' and all(
         json.loads(line) for line in lines[:10] + lines[11:]
     )
+
+
+def test_a_regular_file_is_written_at_its_end_however_it_was_opened(duo, collector, tmp_path):
+    """With `>`, as a shell opens it: what another process appends is not overwritten."""
+    path = tmp_path / "events"
+    fill(duo, "telephony", 10)
+    stdout = open(path, "wb")
+    with stdout, running(collector, *ONLY, "--interval", "0.2", stdout=stdout):
+        wait_for(lambda: path.read_bytes().count(b"\n") == 10, "first pass")
+        with open(path, "ab") as other:
+            other.write(b'{"from": "another process"}\n')
+        fill(duo, "telephony", 5, hours=(0.12, 0.06), seed=9)
+        wait_for(lambda: path.read_bytes().count(b"\n") == 16, "next pass")
+    assert path.read_bytes().splitlines()[10] == b'{"from": "another process"}'
+
+
+def test_a_file_that_is_truncated_goes_on_at_its_new_end(duo, collector, tmp_path):
+    """As logrotate's copytruncate does."""
+    path = tmp_path / "events"
+    fill(duo, "telephony", 10)
+    stdout = open(path, "wb")
+    with stdout, running(collector, *ONLY, "--interval", "0.2", stdout=stdout):
+        wait_for(lambda: path.read_bytes().count(b"\n") == 10, "first pass")
+        os.truncate(path, 0)
+        fill(duo, "telephony", 5, hours=(0.12, 0.06), seed=9)
+        wait_for(lambda: path.read_bytes().count(b"\n") == 5, "next pass")
+    assert path.read_bytes().startswith(b"{")

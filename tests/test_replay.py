@@ -121,7 +121,8 @@ def test_a_replay_is_not_confused_by_all_that_comes_after_it(duo, collector, log
     )
     assert (result.status, len(result.events)) == (0, 50), result.stderr
     assert "a hole" not in result.stderr
-    assert len(log_requests(duo)) <= 3
+    # Of a v1 log, a page that shows later events is no end: one of them may be dated in the future.
+    assert len(log_requests(duo)) <= (3 if LOG_TYPES[log_type].cursor else 4)
 
 
 @pytest.mark.parametrize("until", ["1h", "190d"])
@@ -170,15 +171,14 @@ def test_since_and_until_are_by_duos_clock(duo, collector):
     since_ms, until_ms = since_ms // 1000 * 1000, until_ms // 1000 * 1000
     after = [event for event in duo.events("telephony") if in_ms("telephony", event) >= since_ms]
     between = [event for event in after if in_ms("telephony", event) < until_ms]
-    only = ONLY
-    replay = collector.run("--since", stamp(since_ms), "--until", stamp(until_ms), *only)
+    replay = collector.run("--since", stamp(since_ms), "--until", stamp(until_ms), *ONLY)
     assert (replay.status, canonical(replay.of("telephony"))) == (0, canonical(between)), (
         replay.stderr
     )
     assert re.search("local clock is 3,(600|599) s behind", replay.stderr)
-    started = collector.once("--since", stamp(since_ms), *only)
+    started = collector.once("--since", stamp(since_ms), *ONLY)
     assert (started.status, canonical(started.of("telephony"))) == (0, canonical(after)), (
         started.stderr
     )
-    ahead = collector.once("--since", stamp(duo.now_ms() + 20 * MINUTE), *only)
+    ahead = collector.once("--since", stamp(duo.now_ms() + 20 * MINUTE), *ONLY)
     assert (ahead.status, "ahead of now" in ahead.stderr) == (2, True), ahead.stderr
