@@ -51,7 +51,8 @@ def test_events_published_late_are_written_by_a_later_pass(duo, collector):
 )
 def test_the_lookback_is_a_setting(duo, collector, lookback_s, newest_known, late):
     setting = {"DUO_LOOKBACK": str(lookback_s)}
-    # No pass starts later than the newest event known, whatever the lookback; without one, at the seed.
+    # No pass starts later than the newest event known, whatever the lookback; without one, at the
+    # seed.
     newest_ms = now_ms() - (125_000 if newest_known else HOUR)
     collector.seed(telephony=now_ms() - HOUR)
     if newest_known:
