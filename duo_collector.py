@@ -1411,7 +1411,11 @@ def replacing(path: str, text: str) -> Iterator[str]:
 def folder_trouble(path: str) -> str:
     """What is wrong with the folder of a checkpoint file, and what to do; empty if nothing is."""
     folder = os.path.dirname(path)
-    if not os.path.isdir(folder):
+    try:
+        os.stat(folder)
+    except PermissionError:
+        return f"no permission to enter a folder above {folder}: it belongs to {owner_of(folder)}"
+    except OSError:
         return f"there is no such folder: mkdir -p {folder}"
     # ismount() is wrong on overlayfs
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
