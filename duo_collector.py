@@ -229,7 +229,9 @@ def parse_key(text: str) -> str:
     for place, character in enumerate(text, 1):
         if not "!" <= character <= "~" or character in "\"'`":
             kind = unicodedata.name(character, f"control character {ord(character)}").lower()
-            raise ValueError(f"character {place} of {len(text)} is a {kind}: write just Duo's key")
+            article = "an" if kind[0] in "aeiou" else "a"
+            where = f"character {place} of {len(text)} is {article} {kind}"
+            raise ValueError(f"{where}: write just Duo's key")
     if not text:
         raise ValueError("there is no key: write just Duo's key")
     return text
@@ -1155,7 +1157,7 @@ class Walk:
         is_last = is_whole or not page.cursor
         if count == 0 or (is_last and not is_full):
             self.done = True
-        elif page.cursor and page.cursor not in self.cursors:
+        elif self.fresh and page.cursor and page.cursor not in self.cursors:
             self.cursor = page.cursor
             self.cursors.add(page.cursor)
         elif self.log_type.ordered:  # a full page without a cursor, or one that leads nowhere
