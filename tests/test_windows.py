@@ -97,11 +97,7 @@ def test_a_start_older_than_duo_keeps_begins_at_the_oldest_and_says_so(duo, coll
             oldest_ms = now_ms() - 180 * DAY + HOUR
             there = [event for event in there if in_ms(log_type, event) >= oldest_ms]
         assert canonical(result.of(log_type)) == canonical(there)
-<<<<<<< HEAD
-    first_run = " INFO first run: starts 180 days back, as far as Duo serves (to start elsewhere: --since)"
-=======
     first_run = " INFO first run: starts 180 days back, as far as Duo serves"
->>>>>>> house
     assert result.stderr.count(first_run) == (not chosen)
 
 
