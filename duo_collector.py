@@ -1801,6 +1801,7 @@ class Collector:
         self.added_fields = json.dumps(added, separators=(",", ":"))[1:] + "\n"
         self.end_ms = math.inf  # of a range; not in it
         self.walk: Walk | None = None  # of the pass under way
+        self.so_far = (0, 0, 0)  # of that: new events, events received, ms reached
         self.failing: dict[type[Retryable], float] = {}  # since when, in s by the monotonic clock
         self.status = 0
         self.passes = 0  # ended
@@ -1834,6 +1835,7 @@ class Collector:
         self.began = self.run.edges.monotonic()
         self.requests = 0
         self.new_events = 0
+        self.so_far = (0, 0, 0)
         self.failing = {}
         try:
             self.read_window()
@@ -1982,6 +1984,7 @@ class Collector:
             state.written.update(times)
             state.advance(since_ms, min(walk.newest_ms, since_ms), lookback_ms)
             self.run.mode.commit(lines, self.log_type)
+        self.so_far = (self.new_events, walk.received, walk.reached_ms)
         walk.fresh = {}  # memory: the next page may be long in coming
         if walk.done and walk.cut:
             self.tell_full_second(*walk.cut)
@@ -2081,13 +2084,14 @@ def progress(collector: Collector, walk: Walk, now: float) -> str:
     """How far a pass has got: the share of the window, the time left, events so far, the rate, the
     time reached. The share is measured from the first event: there may be none for years before."""
     elapsed_s = max(0.001, now - collector.began)
-    rate = walk.received / elapsed_s * 60
-    text = f"{counted(collector.new_events, 'event')} so far, {rate:,.0f} a minute"
-    text += f", up to {iso(walk.reached_ms)}"
-    done = walk.reached_ms - walk.first_ms
+    events, received, reached_ms = collector.so_far
+    rate = received / elapsed_s * 60
+    text = f"{counted(events, 'event')} so far, {rate:,.0f} a minute"
+    text += f", up to {iso(reached_ms or walk.start_ms)}"
+    done = reached_ms - walk.first_ms
     to_do = walk.until_ms - walk.first_ms
     if walk.total and collector.log_type.ordered:
-        done = walk.received
+        done = received
         to_do = walk.total
     if done <= 0 or not walk.first_ms:
         return f"{collector.log_type.name}: just started; {text}"
