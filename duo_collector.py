@@ -1857,9 +1857,9 @@ class Collector:
             if self.is_expiring(walk):
                 walk = self.open_walk()
             walk.step(self.fetch(walk))
-            self.walk = walk
             self.skip_expired(walk)
             self.write(walk)
+            self.walk = walk  # from now on there is something to show
             if walk.stuck:
                 raise PassFailed("Duo has more, but gives no way to ask for it: report it")
 
@@ -2087,7 +2087,7 @@ def progress(collector: Collector, walk: Walk, now: float) -> str:
     events, received, reached_ms = collector.so_far
     rate = received / elapsed_s * 60
     text = f"{counted(events, 'event')} so far, {rate:,.0f} a minute"
-    text += f", up to {iso(reached_ms or walk.start_ms)}"
+    text += f", up to {iso(reached_ms)}"
     done = reached_ms - walk.first_ms
     to_do = walk.until_ms - walk.first_ms
     if walk.total and collector.log_type.ordered:
