@@ -14,20 +14,20 @@ stdout as a line:
     duo_collector.py --status     show how far each log type has got
     duo_collector.py --since 48h --missing-from FILE ...    print what Duo has and the files lack
 
-The guarantee: every event that Duo publishes is written at least once. Each page of events is
-written, then its checkpoint is saved: only a process that ends between the two repeats events.
+The guarantee: every event that Duo publishes within seven minutes of its time is written at least
+once. Each page of events is written, then its checkpoint is saved: only a process that ends between
+the two repeats events.
 
-A pass ends two minutes before now, and the next one starts five minutes (DUO_LOOKBACK) before that,
-so an event that Duo publishes up to seven minutes late is still collected, once. A log that was
-silent for longer is read from its newest known event, in case Duo published nothing for hours.
-A single event that is published later than that is not noticed: run --missing-from daily to
-find it.
+A pass reads up to two minutes before now, and the next one from five minutes (DUO_LOOKBACK) before
+that point: that makes the seven. A log that was silent for longer is read from its newest known
+event, in case Duo published nothing for hours. A single event that is published later than that is
+not noticed: run --missing-from daily to find it.
 
 Each log type is collected by its own thread. The main thread waits for them and for signals.
 
 The file follows the data: log types, settings, signing, requests, pages, walks, checkpoints,
 output, pace, passes, reports, the command line. Names that end in _ms are in milliseconds (times:
-since 1970), those in _s in seconds.
+since 1970), those in _s in seconds, as are the times in Pace and Collector.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class GivenUp(PassFailed):
 
 class RateLimited(Retryable):
     """Duo answers 429: too many requests. A log type gives up its pass 300 s after it sent the
-    first of those in a row."""
+    first of those since the last page, whatever else failed in between."""
 
     outcome = "limited"
     patience_s = 300.0
@@ -154,7 +154,7 @@ class LogType:
     sort: str = ""  # Duo's default is newest first
     ordered: bool = True  # False: a page may hold events older than those of the page before it
     kept_days: int = 0  # Duo refuses an earlier mintime with 400; 0: it accepts any
-    delay_ms: int = 120_000  # Duo serves nothing newer; asking would skip what it publishes later
+    delay_ms: int = 120_000  # v2 logs serve nothing newer; a later window would skip late events
     outlook: str = ""  # what a refusal should add
 
     @property
@@ -229,7 +229,9 @@ def parse_key(text: str) -> str:
     for place, character in enumerate(text, 1):
         if not "!" <= character <= "~" or character in "\"'`":
             kind = unicodedata.name(character, f"control character {ord(character)}").lower()
-            raise ValueError(f"character {place} of {len(text)} is a {kind}: write just Duo's key")
+            article = "an" if kind[0] in "aeiou" else "a"
+            where = f"character {place} of {len(text)} is {article} {kind}"
+            raise ValueError(f"{where}: write just Duo's key")
     if not text:
         raise ValueError("there is no key: write just Duo's key")
     return text
@@ -781,7 +783,7 @@ class Clock:
     skip what is published in between.
 
     Without an answer, the local clock is used, and not an older answer: the monotonic clock stands
-    still while a machine is suspended. If it is five minutes off, Duo refuses the requests, and the
+    still while a machine is suspended. If the local clock is five minutes off, Duo refuses the requests, and the
     pass ends with 77; if by it there is nothing to read yet, nothing is requested, and the pass
     ends with 75. Nothing is skipped.
     """
@@ -1039,7 +1041,8 @@ class Walk:
     With a cursor (v2 logs, Trust Monitor) it ends at an empty page, or at a page that is not full
     and either has no cursor or holds as many events as Duo counts. By time (v1 logs, which have no
     cursor, and v2 logs whose cursor fails) it goes on from the newest event's own time, and ends at
-    a page that has nothing within the window, or, for v1 logs, is not full and has nothing newer.
+    a page that has nothing from the requested mintime to the window's end or, for v1 logs, that has
+    fewer than 10 events and nothing newer.
     """
 
     def __init__(
@@ -1048,15 +1051,16 @@ class Walk:
         start_ms: int,
         until_ms: int,
         report_hole: Callable[[int, int, str], None],
-        trusts_count: bool = True,
+        may_end_by_count: bool = True,
     ) -> None:
         """`report_hole` receives the first and the last ms of a hole, and what Duo shows of it.
-        `trusts_count`: a later pass goes on from the newest event, should Duo's count be wrong."""
+        `may_end_by_count`: a page with as many events as Duo counts is the last. Not for a
+        range: no later pass would notice a wrong count."""
         self.log_type = log_type
         self.start_ms = start_ms
         self.until_ms = until_ms
         self.report_hole = report_hole
-        self.trusts_count = trusts_count
+        self.may_end_by_count = may_end_by_count
         self.mintime_ms = start_ms - log_type.overlap_ms
         self.cursor = ""
         self.cursors: set[str] = set()  # all so far
@@ -1081,7 +1085,7 @@ class Walk:
         row = self.log_type
         query = {"mintime": str(self.mintime_ms // row.unit_ms)}
         if row.cursor:
-            query["maxtime"] = str(self.until_ms)
+            query["maxtime"] = str(self.until_ms // row.unit_ms)
             query["limit"] = str(row.page_size)
         if row.sort:
             query["sort"] = row.sort
@@ -1149,11 +1153,11 @@ class Walk:
         count = len(page.events)
         if self.pages == 1:
             self.total = page.total
-        is_whole = self.trusts_count and count == page.total
+        is_whole = self.may_end_by_count and count == page.total
         is_last = is_whole or not page.cursor
         if count == 0 or (is_last and not is_full):
             self.done = True
-        elif page.cursor and page.cursor not in self.cursors:
+        elif self.fresh and page.cursor and page.cursor not in self.cursors:
             self.cursor = page.cursor
             self.cursors.add(page.cursor)
         elif self.log_type.ordered:  # a full page without a cursor, or one that leads nowhere
@@ -1170,10 +1174,10 @@ class Walk:
         """Go on from the newest event of a page, until nothing newer comes.
 
         A full page may cut the events of its last instant short (a second for v1 logs, a ms for
-        the others), so that is asked for again, with room for more. If a full page holds nothing
-        but one instant, there is no way to the rest of it. It is a hole if newer events follow:
-        otherwise the page would have shown them. If a documented 1,000 were returned, it is told
-        at once.
+        the others), so that is requested again, with room for more. If a full page holds one
+        instant only, the rest of it cannot be requested. Once a newer event is seen, that is
+        reported as a hole, unless the page that shows the newer event also shows this instant. A
+        page of row.page_size or more is reported at once.
         """
         row = self.log_type
         shown = [time_ms for time_ms in times if self.mintime_ms <= time_ms <= self.until_ms]
@@ -1409,7 +1413,11 @@ def replacing(path: str, text: str) -> Iterator[str]:
 def folder_trouble(path: str) -> str:
     """What is wrong with the folder of a checkpoint file, and what to do; empty if nothing is."""
     folder = os.path.dirname(path)
-    if not os.path.isdir(folder):
+    try:
+        os.stat(folder)
+    except PermissionError:
+        return f"no permission to enter a folder above {folder}: it belongs to {owner_of(folder)}"
+    except OSError:
         return f"there is no such folder: mkdir -p {folder}"
     # ismount() is wrong on overlayfs
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
@@ -1460,7 +1468,7 @@ codecs.register_error("escape_json", escape_json)
 
 
 class Output:
-    """Stdout: events as JSON lines, and nothing else."""
+    """Stdout: events as JSON lines, or what --status and --check print."""
 
     def __init__(self) -> None:
         """Raises CollectorError if there is none."""
@@ -1793,6 +1801,7 @@ class Collector:
         self.added_fields = json.dumps(added, separators=(",", ":"))[1:] + "\n"
         self.end_ms = math.inf  # of a range; not in it
         self.walk: Walk | None = None  # of the pass under way
+        self.so_far = (0, 0, 0)  # of that: new events, events received, ms reached
         self.failing: dict[type[Retryable], float] = {}  # since when, in s by the monotonic clock
         self.status = 0
         self.passes = 0  # ended
@@ -1826,6 +1835,7 @@ class Collector:
         self.began = self.run.edges.monotonic()
         self.requests = 0
         self.new_events = 0
+        self.so_far = (0, 0, 0)
         self.failing = {}
         try:
             self.read_window()
@@ -1864,8 +1874,8 @@ class Collector:
             start_ms = max(start_ms, now_ms - row.kept_days * DAY_MS + HOUR_MS)
         served_ms = (now_ms - row.delay_ms) // 1000 * 1000  # whole seconds suit all logs
         until_ms = int(min(served_ms, self.end_ms))
-        trusts_count = self.end_ms == math.inf
-        return Walk(row, start_ms, until_ms, self.report_hole, trusts_count)
+        may_end_by_count = self.end_ms == math.inf
+        return Walk(row, start_ms, until_ms, self.report_hole, may_end_by_count)
 
     def is_expiring(self, walk: Walk) -> bool:
         """Whether Duo is about to refuse the start of a walk, as the pages of a first run can take
@@ -1974,6 +1984,7 @@ class Collector:
             state.written.update(times)
             state.advance(since_ms, min(walk.newest_ms, since_ms), lookback_ms)
             self.run.mode.commit(lines, self.log_type)
+        self.so_far = (self.new_events, walk.received, walk.reached_ms)
         walk.fresh = {}  # memory: the next page may be long in coming
         if walk.done and walk.cut:
             self.tell_full_second(*walk.cut)
@@ -2073,13 +2084,14 @@ def progress(collector: Collector, walk: Walk, now: float) -> str:
     """How far a pass has got: the share of the window, the time left, events so far, the rate, the
     time reached. The share is measured from the first event: there may be none for years before."""
     elapsed_s = max(0.001, now - collector.began)
-    rate = walk.received / elapsed_s * 60
-    text = f"{counted(collector.new_events, 'event')} so far, {rate:,.0f} a minute"
-    text += f", up to {iso(walk.reached_ms)}"
-    done = walk.reached_ms - walk.first_ms
+    events, received, reached_ms = collector.so_far
+    rate = received / elapsed_s * 60
+    text = f"{counted(events, 'event')} so far, {rate:,.0f} a minute"
+    text += f", up to {iso(reached_ms or walk.start_ms)}"
+    done = reached_ms - walk.first_ms
     to_do = walk.until_ms - walk.first_ms
     if walk.total and collector.log_type.ordered:
-        done = walk.received
+        done = received
         to_do = walk.total
     if done <= 0 or not walk.first_ms:
         return f"{collector.log_type.name}: just started; {text}"

@@ -276,7 +276,8 @@ def small_disk(tmp_path):
 
 @pytest.fixture(params=["disk", "limit"])
 def cramped(request, tmp_path):
-    """Where no file can get larger than 1 MB: the folder, the shell's words for it, and what makes room."""
+    """Where no file can get larger than 1 MB: the folder, the shell's words for it, and what
+    makes room."""
     if request.param == "limit":  # everywhere, and by other error numbers than a full disk
         return tmp_path, "ulimit -f 2000; ", lambda: None
     folder = request.getfixturevalue("small_disk")
@@ -485,7 +486,8 @@ def told(result):
 
 
 def collect(duo, collector, path, log_types=LOG_TYPES):
-    """A pass of the service, after which its next one starts at the lookback: there is a young event of each log type."""
+    """A pass of the service, after which its next one starts at the lookback: there is a young
+    event of each log type."""
     collector.seed(**dict.fromkeys(log_types, now_ms() - 7 * HOUR))
     for log_type in log_types:
         duo.add(

@@ -324,7 +324,8 @@ def test_a_log_that_one_child_does_not_have_stops_no_other_log(child, parent, co
 
 
 def settings_files(accounts, parent, folder):
-    """A settings file, a checkpoint file and an output for each line of --accounts, as a recipe would make them."""
+    """A settings file, a checkpoint file and an output for each line of --accounts, as a recipe
+    would make them."""
     key = folder / "provider.key"
     key.write_text(parent.skey + "\n")
     key.chmod(0o600)

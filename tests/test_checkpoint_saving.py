@@ -111,7 +111,8 @@ def test_mode_owner_and_link_of_the_checkpoint_file_are_kept_and_nothing_else_is
 
 @pytest.mark.parametrize("kind", ["garbage", "link"])
 def test_leftovers_of_a_killed_run_do_no_harm(duo, collector, tmp_path, kind):
-    """What a kill in the middle of a save leaves; or what somebody laid there for us to write into."""
+    """What a kill in the middle of a save leaves; or what somebody laid there for us to write
+    into."""
     fill_and_seed(duo, collector, 10, "telephony")
     left, elsewhere = tmp_path / "checkpoints.json.new", tmp_path / "elsewhere"
     elsewhere.write_text("mine")
@@ -174,7 +175,8 @@ def test_a_folder_that_is_missing_is_told_with_the_command_that_makes_it(
 def test_a_checkpoint_file_that_cannot_be_replaced_is_refused_before_anything_is_written(
     duo, collector, tmp_path
 ):
-    """A file that is mounted into a container: saving would fail after each page, and each run would repeat it."""
+    """A file that is mounted into a container: saving would fail after each page, and each run
+    would repeat it."""
     fill(duo, "telephony", 20)
     collector.seed(telephony=now_ms() - 7 * HOUR)
     (tmp_path / "other").mkdir()

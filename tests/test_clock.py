@@ -125,7 +125,8 @@ def test_a_date_that_a_proxy_stamps_is_not_believed(duo, collector, off_s):
 
 @pytest.mark.parametrize("then", ["error_500", "reset", "error_429"])
 def test_a_proxys_date_on_a_refusal_does_not_stay(duo, collector, then):
-    """A 401 under a proxy's Date, 20 minutes off, then a second try that proves nothing: later passes collect."""
+    """A 401 under a proxy's Date, 20 minutes off, then a second try that proves nothing: later
+    passes collect."""
     duo.rules.date_offset = 1_200
     fill(duo, "telephony", 5)
     duo.inject("telephony", "clock_401", then)
@@ -142,7 +143,8 @@ def test_a_proxys_date_on_a_refusal_does_not_stay(duo, collector, then):
 
 @pytest.mark.parametrize("off_s", [3_000, 3 * 3_600, 86_400, 200 * 86_400, -200 * 86_400])
 def test_a_first_run_with_a_wrong_local_clock(duo, collector, off_s):
-    """Its window starts 180 days back by that clock, which is further than Duo serves where the clock is behind."""
+    """Its window starts 180 days back by that clock, which is further than Duo serves where the
+    clock is behind."""
     duo.rules.clock_offset = off_s
     end_ms = duo.now_ms() - 10 * MINUTE
     for log_type in DEFAULT:
@@ -211,7 +213,8 @@ def test_duos_time_is_asked_for_once_a_process(duo, collector, options):
 
 @pytest.mark.parametrize("off_s", [600, -600])
 def test_a_clock_that_is_set_right_changes_nothing(duo, collector, off_s):
-    """Duo's time is its own: whatever the local clock was before, the next pass finds what is new."""
+    """Duo's time is its own: whatever the local clock was before, the next pass finds what is
+    new."""
     duo.rules.clock_offset = off_s
     end_ms = duo.now_ms() - 125_000
     duo.add("authentication", make_events("authentication", 10, end_ms - MINUTE, end_ms))

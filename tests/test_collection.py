@@ -1,4 +1,4 @@
-"""A pass, and passes that follow each other: every event once, in the order of time, in few requests."""
+"""Passes: every event once, in the order of time, in few requests."""
 
 import json
 import re

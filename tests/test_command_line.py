@@ -83,7 +83,8 @@ def test_without_since_it_is_a_wrong_command_line(duo, collector, file):
 
 
 def test_an_empty_name_is_no_ordinary_run(duo, collector):
-    """As where the variable of a script is not set: that would move the checkpoint back, and repeat two days."""
+    """As where the variable of a script is not set: that would move the checkpoint back, and
+    repeat two days."""
     fill(duo, "telephony", 20, hours=(6, 1))
     result = collector.once("--since", "48h", "--missing-from", "")
     assert result.status in (2, 78), f"{len(result.events)} events written, the checkpoint moved"

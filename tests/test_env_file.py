@@ -11,7 +11,8 @@ from duo import make_events
 
 
 def lead_here(simulator, **more):
-    """The lines of a settings file, in all the ways that people write them, begun with a byte order mark."""
+    """The lines of a settings file, in all the ways that people write them, begun with a byte
+    order mark."""
     settings = {**simulator.settings, **more}
     lines = [
         f'export DUO_API_HOST="{settings.pop("DUO_API_HOST")}"',
@@ -65,7 +66,8 @@ def test_a_proxy_from_the_settings_file_is_used(collector, tmp_path):
 
 @pytest.fixture
 def installed(tmp_path, collector):
-    """The script in a folder of its own, started elsewhere and without an option for its settings file."""
+    """The script in a folder of its own, started elsewhere and without an option for its settings
+    file."""
     folder = tmp_path / "opt"
     folder.mkdir()
     shutil.copy(SCRIPT, folder)

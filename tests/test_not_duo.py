@@ -1,4 +1,4 @@
-"""Answers that are not Duo's, or not as Duo documents them, blame neither the keys nor the permission."""
+"""Answers that are not Duo's blame neither the keys nor the permission."""
 
 import json
 

@@ -133,7 +133,8 @@ def test_a_file_that_may_be_written_and_not_read_gets_no_empty_line(duo, collect
 
 
 def test_a_line_that_a_killed_run_left_is_ended_by_the_service(duo, collector, tmp_path):
-    """--missing-from appends to the file of a running service, and is killed, or finds the disk full, within a line."""
+    """--missing-from appends to the file of a running service, and is killed, or finds the disk
+    full, within a line."""
     collector.seed(telephony=duo.now_ms() - HOUR)
     duo.add(
         "telephony",

@@ -97,7 +97,8 @@ def test_a_cursor_that_comes_again_is_not_the_end(duo, collector):
 
 
 def test_the_only_hole_that_cannot_be_closed_is_not_passed_in_silence(duo, collector):
-    # Duo shuffles the events of one ms between two calls, and a page ends among them: some never show
+    # Duo shuffles the events of one ms between two calls, and a page ends among them: some never
+    # show
     duo.rules.ties = "shuffled"
     duo.add("telephony", instant("telephony", 1_500, now_ms() - HOUR, spread_us=1))
     result = collector.once(*ONLY)

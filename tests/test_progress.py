@@ -52,7 +52,8 @@ class Screen:
 
 
 def on_terminal(collector, *options, columns=160, stdout_too=False, at=None, **environ):
-    """Run it with a terminal for stderr: its status, and what was sent there, until `at` says to close that."""
+    """Run it with a terminal for stderr: its status, and what was sent there, until `at` says to
+    close that."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     environ = {"TERM": "xterm", **environ}
@@ -118,11 +119,7 @@ def test_progress_keeps_to_the_width_of_the_terminal(backlog, collector, columns
 
 @pytest.mark.parametrize(
     "options, environ, terminal",
-    [
-        (["-q"], {}, {}),
-        ([], {"TERM": "dumb"}, {}),
-        ([], {}, {"stdout_too": True}),
-    ],
+    [(["-q"], {}, {}), ([], {"TERM": "dumb"}, {}), ([], {}, {"stdout_too": True})],
     ids=["-q", "dumb", "stdout too"],
 )
 def test_a_terminal_where_nothing_is_redrawn(backlog, collector, options, environ, terminal):

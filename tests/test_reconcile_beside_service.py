@@ -41,7 +41,8 @@ def split(at_ms, log_type):
 
 @pytest.mark.parametrize("mintime", ["inclusive", "exclusive"])
 def test_the_range_ends_where_the_next_pass_starts(duo, collector, file, mintime):
-    """To the ms or the second, whichever the log counts in: neither leaves out what the other leaves to it."""
+    """To the ms or the second, whichever the log counts in: neither leaves out what the other
+    leaves to it."""
     duo.rules.v1_mintime = mintime
     fill(duo, LOG_TYPES, 20, hours=(6, 1))
     collect(duo, collector, file)
@@ -178,7 +179,8 @@ def test_a_run_that_is_killed_is_run_again(duo, collector, file):
 
 
 def last_of_each(lines):
-    """The line of each log type that stands last: what the service knows, and will not write again."""
+    """The line of each log type that stands last: what the service knows, and will not write
+    again."""
     return {json.loads(line)["eventtype"]: line for line in lines}.values()
 
 

@@ -95,11 +95,7 @@ CODES = {  # Duo's message, the exit status, what to do about it
         "DUO_INTEGRATION_KEY does not match DUO_SECRET_KEY",
     ),
     40104: ("Missing request timestamp", 77, "a proxy strips it"),
-    40105: (
-        "Bad request timestamp",
-        77,
-        "though it is Duo's own",
-    ),
+    40105: ("Bad request timestamp", 77, "though it is Duo's own"),
     40112: (
         "Signature type is not supported",
         77,

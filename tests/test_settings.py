@@ -156,7 +156,8 @@ def test_a_wrong_value_is_refused_by_name(name, value):
 AT_MS = 1661022959934
 
 
-# Status, what the message names, options, environment, settings file. {} stands for the test's folder.
+# Status, what the message names, options, environment, settings file. {} stands for the test's
+# folder.
 REFUSED_RUNS = [
     (2, "--interval", ["--interval", "0"], {}, ""),
     (2, "--log-types", ["--log-types", ","], {}, ""),

@@ -39,7 +39,8 @@ def prepared(parameters, host=HOST, method="GET", path=PATH, body=None):
     return SESSION.prepare_request(requests.Request(method, url, auth=auth, data=body))
 
 
-# Not one alphabet of both: newer versions of Hypothesis draw few reserved characters from that, older ones are slow.
+# Not one alphabet of both: newer versions of Hypothesis draw few reserved characters from that,
+# older ones are slow.
 TEXT = st.builds(
     str.__add__,
     st.text(RESERVED, max_size=5),

@@ -251,6 +251,7 @@ BROKEN = {  # written instead of what, the disturbances that show it, words of t
         "if False:",
         "rotated_key",
         "does not get on",
+        "--seed 2 --until 20d --often 12",
     ),
     "another tenant's file is taken": (
         "if settings.base_url and owner != settings.account:",

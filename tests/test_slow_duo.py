@@ -1,4 +1,4 @@
-"""Answers that take long, and links that are slow: what needs 70 s comes, and delays nothing else."""
+"""Slow answers and slow links: what needs 70 s comes, and delays nothing else."""
 
 import signal
 import time

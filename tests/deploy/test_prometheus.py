@@ -40,7 +40,7 @@ HOUR_S = 3600
 
 def promtool(*arguments, **more):
     command = [program("promtool", "prometheus"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **more)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **more)
 
 
 # The rules
