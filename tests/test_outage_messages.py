@@ -2,8 +2,10 @@
 
 import re
 
+import pytest
 from conftest import DEFAULT, NOBODY, before
 
+pytestmark = pytest.mark.slow
 ENDS = re.compile(r" ERROR (\w+): .*; (.*)")
 
 

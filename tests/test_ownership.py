@@ -57,6 +57,20 @@ def test_a_folder_of_another_user(duo, as_nobody):
     assert f"folder {folder}: it belongs to root, and this is nobody" in result.stderr
 
 
+def test_a_folder_above_that_no_other_user_may_enter(duo, as_nobody):
+    """Not "there is no such folder": mkdir would not help."""
+    collector = as_nobody
+    above = collector.checkpoint_file.parent
+    folder = above / "state"
+    folder.mkdir()
+    os.chown(above, 0, 0)
+    path = str(folder / "checkpoints.json")
+    result = collector.once(*ONLY, environ={"DUO_CHECKPOINT_FILE": path})
+    assert (result.status, duo.requests) == (78, []), result.stderr
+    assert f"no permission to enter a folder above {folder}: it belongs to root" in result.stderr
+    assert "mkdir" not in result.stderr
+
+
 def test_a_folder_in_place_of_the_checkpoint_file(duo, collector):
     collector.checkpoint_file.mkdir()
     result = collector.once(*ONLY)
