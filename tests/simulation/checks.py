@@ -56,7 +56,9 @@ def check_status(world: World, process: Process) -> None:
     if is_once and process.kind == "service" and status == 0:
         for name in world.operator.log_types:
             behind = process.began - HIDDEN_S - world.checkpoints.get(name, 0)
-            if behind > 30:
+            if (
+                behind > 90
+            ):  # the ping may have taken a minute, and tells the time when it was asked
                 raise Failure(f"{how}, though {name} is {behind:.0f} s behind what Duo showed then")
 
 
