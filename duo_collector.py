@@ -1419,6 +1419,8 @@ def folder_trouble(path: str) -> str:
         return f"no permission to enter a folder above {folder}: it belongs to {owner_of(folder)}"
     except OSError:
         return f"there is no such folder: mkdir -p {folder}"
+    if not os.path.isdir(folder):
+        return f"{folder} is not a folder: name a file in one"
     # ismount() is wrong on overlayfs
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
         if any(line.split()[4] == os.fsencode(path) for line in file):
